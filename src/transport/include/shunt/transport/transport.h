@@ -1,0 +1,96 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include <shunt/transport/world.h>
+
+namespace shunt {
+
+class Collectives;
+
+/// What an implementation can do. Callers choose by these, never by the transport's name.
+struct Capabilities {
+  bool ordered = false;        ///< Operations towards one peer take effect in the order they were issued.
+  bool load_store = false;     ///< peer_pointer() works for every peer.
+  bool device_memory = false;  ///< Symmetric memory lies in GPU memory.
+};
+
+/// Handle of memory that every rank allocated together, same size and layout on each. Plain value; the transport
+/// owns the memory.
+struct SymmetricBuffer {
+  std::byte* local = nullptr;  ///< This rank's part
+  std::int64_t bytes = 0;      ///< Per rank
+  std::int32_t id = -1;
+};
+
+/// Bytes a signal takes: two cache lines, so that adjacent-line prefetch does not join two signals.
+inline constexpr std::int64_t kSignalStride = 128;
+
+/// What a wait waits for; a timeout or a lost peer is reported in these words.
+struct WaitSite {
+  const char* phase = "";   ///< "dispatch", "combine", "barrier", … (static storage)
+  std::int32_t peer = -1;   ///< Rank whose signal is missing
+};
+
+using Clock = std::chrono::steady_clock;
+using Deadline = Clock::time_point;
+
+/// Moves bytes and signals between the ranks of a world.
+/// Signals are 64-bit words in symmetric memory, kSignalStride apart, that only grow (compared by signed difference,
+/// so they may wrap). One rank writes a given word.
+/// Ordering:  payload put towards a peer before signal()/put_signal() to that peer is visible to a reader that saw the
+///            signal through wait_signal(). Stores made directly through peer_pointer() are ordered likewise
+///            (streaming stores after store_fence() of the pack module). Without `ordered`, two put_signal() calls may
+///            arrive in either order.
+/// Threads:   one rank's object is used by one thread at a time.
+/// Errors:    Errc::timeout, Errc::peer_lost: the transport is dead; only destruction is allowed.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  [[nodiscard]] const World& world() const noexcept { return world_; }
+  [[nodiscard]] virtual std::string_view name() const noexcept = 0;
+  [[nodiscard]] virtual Capabilities capabilities() const noexcept = 0;
+
+  /// Collective. Zeroed, pre-faulted symmetric memory; `what` names it in errors. bytes may be 0.
+  /// Errors: Errc::out_of_memory on every rank where the ranks together would exceed the memory available; nothing
+  ///         is touched and the transport stays usable. Errc::invalid_argument where ranks ask for different sizes.
+  virtual SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) = 0;
+  /// Local: other ranks may still use theirs.
+  virtual void release(SymmetricBuffer& buffer) noexcept = 0;
+
+  /// Address of `peer`'s part in this rank's address space, or null where it cannot be loaded and stored.
+  [[nodiscard]] virtual std::byte* peer_pointer(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept = 0;
+
+  /// Starts copying `bytes` from `from` to offset `offset` of peer's part. `from` may be reused after quiet().
+  virtual void put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+                   std::int64_t bytes) = 0;
+  /// put, then the signal word at `signal_offset` of the same buffer becomes `value` once the bytes have arrived.
+  virtual void put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+                          std::int64_t bytes, std::int64_t signal_offset, std::uint64_t value) = 0;
+  /// Sets peer's signal word after everything put to that peer before.
+  virtual void signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
+                      std::uint64_t value) = 0;
+  /// Waits until the own signal word is at least `value` (signed difference) and returns it.
+  virtual std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
+                                    Deadline deadline, const WaitSite& site) = 0;
+  /// Orders this rank's earlier puts to each peer before its later ones.
+  virtual void fence() = 0;
+  /// Returns when every earlier put has been read out of its source and will arrive without further calls.
+  virtual void quiet() = 0;
+
+  /// Collective. Collectives over this transport; an implementation with better ones of its own overrides this.
+  virtual std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline);
+
+ protected:
+  explicit Transport(const World& world) : world_(world) {}
+  World world_;
+};
+
+}  // namespace shunt
