@@ -12,61 +12,68 @@ namespace shunt {
 
 class Transport;
 
-/// Rows of one rank after dispatch. Everything points into the AllToAll's memory (views: into the sources' memory) and is
-/// valid until this rank's combine_send.
+/// Rows of one rank after dispatch. Everything points into the AllToAll's memory (views: into the sources'
+/// memory) and is valid until this rank's combine_send.
 struct Received {
-  Rows rows;                     ///< delivery rows: [W, H] of the payload dtype, expert-major. Empty for views.
+  Rows rows;  ///< delivery rows: [W, H] of the payload dtype, expert-major. Empty for views.
   const void* scales = nullptr;  ///< [W, ceil(H / scale_block)] of the scale type, dense; null without scales
   View1<const void* const> row_pointers;    ///< delivery view: [W], null for padding rows. Empty for rows.
   View1<const void* const> scale_pointers;  ///< The same for scales; empty without scales.
-  View1<const std::int64_t> starts;  ///< [L + 1] first row of each local expert; starts[L] = W
-  View1<const std::int64_t> counts;  ///< [L] rows of each local expert that carry tokens
-  View2<const std::int32_t> counts_by_group;  ///< [L, G] of them from each source group; only with counts_by_group
-  std::int64_t num_rows = 0;         ///< Sum of counts
+  View1<const std::int64_t> starts;         ///< [L + 1] first row of each local expert; starts[L] = W
+  View1<const std::int64_t> counts;         ///< [L] rows of each local expert that carry tokens
+  View2<const std::int32_t>
+      counts_by_group;        ///< [L, G] of them from each source group; only with counts_by_group
+  std::int64_t num_rows = 0;  ///< Sum of counts
 };
 
 /// Tokens given to dispatch_send.
 struct TokenInput {
-  Rows tokens;                        ///< [T, H] of token_dtype; T <= max_tokens
-  const void* scales = nullptr;       ///< [T, ceil(H / scale_block)] dense, for tokens that are already fp8 with scales
-  const std::int32_t* live_tokens = nullptr;  ///< Where not null, read at the call: only the first *live_tokens count
+  Rows tokens;  ///< [T, H] of token_dtype; T <= max_tokens
+  const void* scales =
+      nullptr;  ///< [T, ceil(H / scale_block)] dense, for tokens that are already fp8 with scales
+  const std::int32_t* live_tokens =
+      nullptr;  ///< Where not null, read at the call: only the first *live_tokens count
 };
 
 /// Result of the last step on this rank.
 struct StepTimes {
-  std::int64_t publish_ns = 0;       ///< dispatch_send: check, stage, announce
-  std::int64_t dispatch_wait_ns = 0; ///< dispatch_recv: waiting for announcements
-  std::int64_t place_ns = 0;         ///< dispatch_recv: positions
-  std::int64_t move_ns = 0;          ///< dispatch_recv: rows to their place
-  std::int64_t combine_wait_ns = 0;  ///< combine_recv: waiting for expert results
-  std::int64_t reduce_ns = 0;        ///< combine_recv: weighted sums
+  std::int64_t publish_ns = 0;        ///< dispatch_send: check, stage, announce
+  std::int64_t dispatch_wait_ns = 0;  ///< dispatch_recv: waiting for announcements
+  std::int64_t place_ns = 0;          ///< dispatch_recv: positions
+  std::int64_t move_ns = 0;           ///< dispatch_recv: rows to their place
+  std::int64_t combine_wait_ns = 0;   ///< combine_recv: waiting for expert results
+  std::int64_t reduce_ns = 0;         ///< combine_recv: weighted sums
 };
 
 /// Bytes handled since construction.
 struct ByteCounters {
-  std::int64_t staged_tokens = 0;   ///< Copied because tokens did not lie in token_buffer() (or quantised into it)
+  std::int64_t staged_tokens =
+      0;  ///< Copied because tokens did not lie in token_buffer() (or quantised into it)
   std::int64_t staged_outputs = 0;  ///< Copied because results did not lie in expert_output()
   std::int64_t moved_rows = 0;      ///< Payload and scales written to rows
 };
 
-/// Moves tokens to their experts and returns the weighted results. One step, in this order on every rank: dispatch_send,
-/// dispatch_recv, the caller's experts, combine_send, combine_recv. Work placed between a send and its recv overlaps
-/// with the peers.
-/// Result:    same bits on every transport, rank count per node and timing. Rows sort by (expert, source group, token).
+/// Moves tokens to their experts and returns the weighted results. One step, in this order on every rank:
+/// dispatch_send, dispatch_recv, the caller's experts, combine_send, combine_recv. Work placed between a send
+/// and its recv overlaps with the peers. Result:    same bits on every transport, rank count per node and
+/// timing. Rows sort by (expert, source group, token).
 ///            combine: out[t] = sum over k of weights[t, k] * row(t, k), in k order, fp32 fma, rounded once.
 /// Ownership: borrows `transport`, which must outlive this; owns workspace_bytes() of symmetric memory.
-/// Threads:   calls on one object must not overlap. Several objects on one transport may be in flight, as long as every
+/// Threads:   calls on one object must not overlap. Several objects on one transport may be in flight, as
+/// long as every
 ///            rank makes the calls of all objects of that transport in the same order.
-/// Errors:    shunt::Error. invalid_argument and invalid_state: nothing moved, object usable. overflow: raised by
-///            dispatch_recv on every rank, names the rank and the rows needed; the step is void (the receipt is used up),
-///            the object usable. timeout or peer_lost: names rank, peer and phase; the object is dead and may only be
-///            destroyed.
+/// Errors:    shunt::Error. invalid_argument and invalid_state: nothing moved, object usable. overflow:
+/// raised by
+///            dispatch_recv on every rank, names the rank and the rows needed; the step is void (the receipt
+///            is used up), the object usable. timeout or peer_lost: names rank, peer and phase; the object is
+///            dead and may only be destroyed.
 class AllToAll {
  public:
   /// Collective. Checks and compares the config on all ranks, allocates everything; no later call allocates.
-  /// Errors: invalid_argument names the field and its range, or the rank whose config differs; out_of_memory says how many
-  ///         bytes are needed and that max_tokens, max_recv_rows or the layout reduce them; unavailable where the
-  ///         transport has no load/store peers.
+  /// Errors: invalid_argument names the field and its range, or the rank whose config differs; out_of_memory
+  /// says how many
+  ///         bytes are needed and that max_tokens, max_recv_rows or the layout reduce them; unavailable where
+  ///         the transport has no load/store peers.
   AllToAll(Transport& transport, const AllToAllConfig& config);
   ~AllToAll();  ///< Local: waits for no peer.
   AllToAll(const AllToAll&) = delete;
@@ -74,15 +81,18 @@ class AllToAll {
 
   [[nodiscard]] const AllToAllConfig& config() const noexcept;
 
-  /// Symmetric rows [M, H] of token_dtype; tokens that lie here (from row 0 on) are read in place. Must stay untouched from
-  /// dispatch_send until this rank's combine_recv returns. Without quantisation only (else [0, H]).
+  /// Symmetric rows [M, H] of token_dtype; tokens that lie here (from row 0 on) are read in place. Must stay
+  /// untouched from dispatch_send until this rank's combine_recv returns. Without quantisation only (else [0,
+  /// H]).
   [[nodiscard]] MutableRows token_buffer() noexcept;
-  /// Symmetric scales [M, ceil(H / scale_block)] that belong to token_buffer(), for tokens that are already fp8; or null.
+  /// Symmetric scales [M, ceil(H / scale_block)] that belong to token_buffer(), for tokens that are already
+  /// fp8; or null.
   [[nodiscard]] void* token_scales() noexcept;
 
-  /// Starts moving tokens [T, H] to expert_ids [T, K]; id -1 skips that k. T is free per group and may be 0; the ranks of
-  /// a group pass the same tokens and ids. Tokens and ids may be reused on return, except tokens in token_buffer().
-  /// Errors: invalid_argument on an id outside [-1, E) or named twice by a token (rank, token and k are named), on a wrong
+  /// Starts moving tokens [T, H] to expert_ids [T, K]; id -1 skips that k. T is free per group and may be 0;
+  /// the ranks of a group pass the same tokens and ids. Tokens and ids may be reused on return, except tokens
+  /// in token_buffer(). Errors: invalid_argument on an id outside [-1, E) or named twice by a token (rank,
+  /// token and k are named), on a wrong
   ///         shape or dtype; invalid_state where the step before has not been finished by combine_recv.
   Sent<Half::dispatch> dispatch_send(const TokenInput& input, View2<const std::int32_t> expert_ids);
   Sent<Half::dispatch> dispatch_send(const TokenInput& input, View2<const std::int64_t> expert_ids);
@@ -90,24 +100,26 @@ class AllToAll {
   /// Waits for every source and returns this rank's rows.
   [[nodiscard]] Received dispatch_recv(Sent<Half::dispatch>&& sent);
 
-  /// Symmetric rows [max_rows(), H] of expert_dtype; results written here are read in place by combine. Write between
-  /// dispatch_recv and combine_send only.
+  /// Symmetric rows [max_rows(), H] of expert_dtype; results written here are read in place by combine. Write
+  /// between dispatch_recv and combine_send only.
   [[nodiscard]] MutableRows expert_output() noexcept;
 
   /// Announces the expert results [W, H] of expert_dtype, row i for row i of Received. Rows elsewhere than in
   /// expert_output() are copied there first and may be reused on return. Padding rows are not read.
   Sent<Half::combine> combine_send(Rows results);
 
-  /// Writes every element of out [T, H] of out_dtype, T as in this step's dispatch_send, from weights [T, K]; a skipped
-  /// k's weight is not read. With accumulate, out's old values are the start of the sum.
-  void combine_recv(Sent<Half::combine>&& sent, View2<const float> weights, MutableRows out, bool accumulate = false);
+  /// Writes every element of out [T, H] of out_dtype, T as in this step's dispatch_send, from weights [T, K];
+  /// a skipped k's weight is not read. With accumulate, out's old values are the start of the sum.
+  void combine_recv(Sent<Half::combine>&& sent, View2<const float> weights, MutableRows out,
+                    bool accumulate = false);
 
-  [[nodiscard]] std::int64_t max_rows() const noexcept;  ///< Upper bound of W on this rank
+  [[nodiscard]] std::int64_t max_rows() const noexcept;         ///< Upper bound of W on this rank
   [[nodiscard]] std::int64_t workspace_bytes() const noexcept;  ///< Symmetric memory held by this rank
 
   /// With record_waits: nanoseconds this rank waited for each peer since construction, [R] for one half.
   [[nodiscard]] View1<const std::int64_t> wait_ns(Half half) const noexcept;
-  /// Collective. [R, R] of wait_ns: row = the rank that waited, column = the peer. Written to `out` on every rank.
+  /// Collective. [R, R] of wait_ns: row = the rank that waited, column = the peer. Written to `out` on every
+  /// rank.
   void gather_wait_ns(Half half, View2<std::int64_t> out);
   /// With record_waits, else zeros.
   [[nodiscard]] const StepTimes& step_times() const noexcept;

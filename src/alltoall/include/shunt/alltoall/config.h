@@ -29,44 +29,46 @@ enum class Movement : std::uint8_t {
 };
 
 /// Fixed for the life of an AllToAll. Ranks must pass equal values; the constructor compares them.
-/// Letters: R ranks, G = R / dp_size groups, E experts, L experts of one rank, K top-k, M max tokens, H hidden.
+/// Letters: R ranks, G = R / dp_size groups, E experts, L experts of one rank, K top-k, M max tokens, H
+/// hidden.
 struct AllToAllConfig {
-  std::int64_t max_tokens = 0;     ///< M, most tokens one group brings to a step; 0 <= M < 2^31
-  std::int32_t num_experts = 1;    ///< E >= 1, over all ranks; need not divide evenly
-  std::int32_t top_k = 1;          ///< 1 <= K <= E
-  std::int64_t hidden = 1;         ///< H >= 1, elements per row
+  std::int64_t max_tokens = 0;   ///< M, most tokens one group brings to a step; 0 <= M < 2^31
+  std::int32_t num_experts = 1;  ///< E >= 1, over all ranks; need not divide evenly
+  std::int32_t top_k = 1;        ///< 1 <= K <= E
+  std::int64_t hidden = 1;       ///< H >= 1, elements per row
 
   DType token_dtype = DType::bf16;  ///< Of the tokens handed to dispatch_send
-  DType payload = DType::bf16;      ///< Of the rows that arrive: token_dtype, or fp8 for quantisation on the way
+  DType payload = DType::bf16;  ///< Of the rows that arrive: token_dtype, or fp8 for quantisation on the way
   ScaleType scale = ScaleType::none;  ///< Of the arriving rows. fp8 payload only; needed to quantise.
-  std::int64_t scale_block = 128;   ///< Elements per scale, >= 1
-  DType expert_dtype = DType::bf16; ///< Of expert results: f32, f16 or bf16
-  DType out_dtype = DType::bf16;    ///< Of combined tokens: f32, f16 or bf16
+  std::int64_t scale_block = 128;     ///< Elements per scale, >= 1
+  DType expert_dtype = DType::bf16;   ///< Of expert results: f32, f16 or bf16
+  DType out_dtype = DType::bf16;      ///< Of combined tokens: f32, f16 or bf16
 
-  std::int32_t dp_size = 1;         ///< Consecutive ranks that hold the same tokens; divides R
+  std::int32_t dp_size = 1;  ///< Consecutive ranks that hold the same tokens; divides R
   RowLayout layout = RowLayout::packed;
-  std::int64_t alignment = 1;       ///< Rows; see SlotLayout
+  std::int64_t alignment = 1;  ///< Rows; see SlotLayout
   PaddingRows padding = PaddingRows::untouched;
   Delivery delivery = Delivery::rows;
   Movement movement = Movement::automatic;
 
-  /// Most rows that may arrive at one rank in a step; -1: the worst case, which cannot overflow. A smaller bound makes the
-  /// workspace smaller and lets dispatch_recv fail with Errc::overflow. Packed layout only.
+  /// Most rows that may arrive at one rank in a step; -1: the worst case, which cannot overflow. A smaller
+  /// bound makes the workspace smaller and lets dispatch_recv fail with Errc::overflow. Packed layout only.
   std::int64_t max_recv_rows = -1;
 
-  bool counts_by_group = false;   ///< Fill Received::counts_by_group
-  bool record_waits = false;      ///< Fill wait_ns() and step_times(); costs some clock reads per call
-  bool check_replicas = false;    ///< Compare a hash of ids and tokens within each group; a difference raises
-                                  ///< invalid_argument on every rank in dispatch_recv and voids the step
+  bool counts_by_group = false;  ///< Fill Received::counts_by_group
+  bool record_waits = false;     ///< Fill wait_ns() and step_times(); costs some clock reads per call
+  bool check_replicas = false;   ///< Compare a hash of ids and tokens within each group; a difference raises
+                                 ///< invalid_argument on every rank in dispatch_recv and voids the step
   std::chrono::milliseconds deadline{30'000};  ///< Longest wait inside one half; > 0
 };
 
-/// Bytes of symmetric memory that one rank of R needs, each part and the sum. See docs/architecture.md for the formula.
+/// Bytes of symmetric memory that one rank of R needs, each part and the sum. See docs/architecture.md for
+/// the formula.
 struct WorkspaceSize {
-  std::int64_t rows = 0;        ///< Arriving rows and their scales (0 for views)
-  std::int64_t outputs = 0;     ///< Expert results
-  std::int64_t tokens = 0;      ///< Token buffer and scales
-  std::int64_t messages = 0;    ///< Announcements and positions, all peers
+  std::int64_t rows = 0;      ///< Arriving rows and their scales (0 for views)
+  std::int64_t outputs = 0;   ///< Expert results
+  std::int64_t tokens = 0;    ///< Token buffer and scales
+  std::int64_t messages = 0;  ///< Announcements and positions, all peers
   [[nodiscard]] std::int64_t total() const noexcept { return rows + outputs + tokens + messages; }
 };
 

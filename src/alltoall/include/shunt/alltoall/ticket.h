@@ -10,8 +10,8 @@ class AllToAll;
 /// The two halves of a step.
 enum class Half : std::uint8_t { dispatch, combine };
 
-/// Receipt of a send half, to be handed to the matching receive half: order by type. Move-only; a moved-from or
-/// already used receipt is refused with Errc::invalid_state.
+/// Receipt of a send half, to be handed to the matching receive half: order by type. Move-only; a moved-from
+/// or already used receipt is refused with Errc::invalid_state.
 template <Half half>
 class [[nodiscard]] Sent {
  public:

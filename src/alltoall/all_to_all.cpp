@@ -1,0 +1,259 @@
+#include <shunt/alltoall/all_to_all.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
+
+#include "guarded.h"
+#include "impl.h"
+
+namespace shunt {
+namespace {
+
+/// The config as numbers, in the order of kFieldNames, to compare between ranks.
+constexpr std::array kFieldNames = {
+    "max_tokens",  "num_experts",  "top_k",         "hidden",         "token_dtype", "payload",   "scale",
+    "scale_block", "expert_dtype", "out_dtype",     "dp_size",        "layout",      "alignment", "padding",
+    "delivery",    "movement",     "max_recv_rows", "check_replicas", "deadline"};
+using ConfigNumbers =
+    std::array<std::int64_t, kFieldNames.size() + 1>;  // the last one: 1 where the rank refuses it
+
+ConfigNumbers numbers_of(const AllToAllConfig& c, bool refused) {
+  const auto n = [](auto value) { return static_cast<std::int64_t>(value); };
+  return {c.max_tokens,       c.num_experts,    c.top_k,
+          c.hidden,           n(c.token_dtype), n(c.payload),
+          n(c.scale),         c.scale_block,    n(c.expert_dtype),
+          n(c.out_dtype),     c.dp_size,        n(c.layout),
+          c.alignment,        n(c.padding),     n(c.delivery),
+          n(c.movement),      c.max_recv_rows,  n(c.check_replicas),
+          c.deadline.count(), n(refused)};
+}
+
+constexpr std::chrono::milliseconds kSetupDeadline{60'000};
+
+}  // namespace
+
+AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
+    : transport(transport_in), config(config_in), world(transport_in.world()), kernels(pack_kernels()) {
+  if (!transport.capabilities().load_store)
+    throw Error(Errc::unavailable,
+                fmt::format("AllToAll needs a transport whose peers can be loaded from and stored to; "
+                            "'{}' is not one",
+                            transport.name()));
+  compare_configs();
+  partition = {config.num_experts, world.size};
+  slots = slot_layout(config, world.size);
+  plan = plan_buffers(config, world.size);
+  num_groups = world.size / config.dp_size;
+  group = world.rank / config.dp_size;
+  member = world.rank % config.dp_size;
+  local_experts = partition.count(world.rank);
+  max_rows = rank_max_rows(config, plan, world.size, world.rank);
+  allocate();
+}
+
+AllToAll::Impl::~Impl() {
+  transport.release(buffer);
+}
+
+void AllToAll::Impl::compare_configs() {
+  collectives = transport.make_collectives(
+      std::max<std::int64_t>(sizeof(ConfigNumbers),
+                             static_cast<std::int64_t>(sizeof(std::int64_t)) * world.size),
+      Clock::now() + kSetupDeadline);
+  // A rank that refuses its config still takes part, so that the others learn it instead of waiting.
+  bool refused = false;
+  Error reason(Errc::internal, "");
+  try {
+    check_config(config, world.size);
+  } catch (const Error& error) {
+    refused = true;
+    reason = error;
+  }
+  const ConfigNumbers mine = numbers_of(config, refused);
+  std::vector<ConfigNumbers> all(static_cast<std::size_t>(world.size));
+  collectives->allgather(mine.data(), sizeof(mine), all.data(), kSetupDeadline);
+  if (refused) throw reason;
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    for (std::size_t field = 0; field < kFieldNames.size(); ++field)
+      if (all[rank][field] != mine[field])
+        throw Error(
+            Errc::invalid_argument,
+            fmt::format(
+                "AllToAll config: rank {} has {} = {}, rank {} has {}; all ranks must pass equal values",
+                world.rank, kFieldNames[field], mine[field], rank, all[rank][field]));
+    if (all[rank].back() != 0)
+      throw Error(Errc::invalid_argument, fmt::format("AllToAll config: rank {} refused its config", rank));
+  }
+}
+
+void AllToAll::Impl::allocate() {
+  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  try {
+    buffer = transport.allocate(plan.total_bytes, "AllToAll workspace", Clock::now() + kSetupDeadline);
+  } catch (const Error& error) {
+    if (error.code() != Errc::out_of_memory) throw;
+    throw Error(
+        Errc::out_of_memory,
+        fmt::format(
+            "{}; max_tokens {}, max_recv_rows {} and the {} layout decide the size: reduce the first or "
+            "second{}",
+            error.what(), config.max_tokens, config.max_recv_rows,
+            config.layout == RowLayout::padded ? "padded" : "packed",
+            config.layout == RowLayout::padded ? ", or use the packed layout" : ""));
+  }
+  peers.resize(size(world.size));
+  for (std::int32_t rank = 0; rank < world.size; ++rank)
+    peers[size(rank)] = transport.peer_pointer(buffer, rank);
+
+  owner_of.resize(size(config.num_experts));
+  local_of.resize(size(config.num_experts));
+  for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
+    owner_of[size(expert)] = partition.owner(expert);
+    local_of[size(expert)] = expert - partition.first(partition.owner(expert));
+  }
+  owners.resize(size(config.max_tokens * config.top_k));
+  seen.assign(size(config.num_experts), -1);
+  for (auto* per_rank : {&selected, &sent, &sent_before, &cursor, &arrived})
+    per_rank->assign(size(world.size), 0);
+  sum_rows.resize(size(config.top_k));
+  counts.assign(size(local_experts), 0);
+  old_counts.assign(size(local_experts), 0);
+  starts.assign(size(local_experts) + 1, 0);
+  next_row.assign(size(local_experts), 0);
+  if (config.counts_by_group) counts_by_group.assign(size(local_experts) * size(num_groups), 0);
+  positions.resize(size(std::min(plan.max_arriving, max_rows)));
+  position_begin.assign(size(world.size) + 1, 0);
+  if (config.delivery == Delivery::view) {
+    row_pointers.assign(size(max_rows), nullptr);
+    if (config.scale != ScaleType::none) scale_pointers.assign(size(max_rows), nullptr);
+  }
+  dispatch_wait_ns.assign(size(world.size), 0);
+  combine_wait_ns.assign(size(world.size), 0);
+}
+
+void AllToAll::Impl::expect_stage(Stage wanted, const char* call) const {
+  if (stage == wanted) return;
+  static constexpr std::array kExpected = {"dispatch_send", "dispatch_recv", "combine_send", "combine_recv",
+                                           "nothing"};
+  const auto at = static_cast<std::size_t>(stage);
+  throw Error(Errc::invalid_state,
+              stage == Stage::dead
+                  ? fmt::format("rank {}: {} on an AllToAll that died in step {}; it may only be destroyed",
+                                world.rank, call, epoch)
+                  : fmt::format("rank {}: {} out of order; after step {} came so far, {} is next", world.rank,
+                                call, epoch, kExpected[at]));
+}
+
+std::int64_t AllToAll::Impl::now_ns() const {
+  if (!config.record_waits) return 0;
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+}
+
+std::uint64_t AllToAll::Impl::wait(std::int64_t offset, std::uint64_t value, Deadline until,
+                                   std::int32_t peer, Half half) {
+  const WaitSite site{half == Half::dispatch ? "dispatch" : "combine", peer};
+  if (!config.record_waits) return transport.wait_signal(buffer, offset, value, until, site);
+  const std::int64_t begin = now_ns();
+  const std::uint64_t seen_word = transport.wait_signal(buffer, offset, value, until, site);
+  (half == Half::dispatch ? dispatch_wait_ns : combine_wait_ns)[static_cast<std::size_t>(peer)] +=
+      now_ns() - begin;
+  return seen_word;
+}
+
+void AllToAll::Impl::gather_wait_ns(Half half, View2<std::int64_t> out) {
+  if (stage == Stage::dead) expect_stage(Stage::idle, "gather_wait_ns");
+  if (out.rows != world.size || out.cols != world.size)
+    throw Error(Errc::invalid_argument, fmt::format("gather_wait_ns: out is [{}, {}]; it must be [{}, {}]",
+                                                    out.rows, out.cols, world.size, world.size));
+  const auto& mine = half == Half::dispatch ? dispatch_wait_ns : combine_wait_ns;
+  std::vector<std::int64_t> all(mine.size() * mine.size());
+  guarded([&] {
+    collectives->allgather(mine.data(), static_cast<std::int64_t>(mine.size() * sizeof(std::int64_t)),
+                           all.data(), config.deadline);
+  });
+  for (std::int64_t row = 0; row < world.size; ++row)
+    std::copy_n(all.data() + row * world.size, world.size, out.row(row));
+}
+
+AllToAll::AllToAll(Transport& transport, const AllToAllConfig& config)
+    : impl_(std::make_unique<Impl>(transport, config)) {}
+AllToAll::~AllToAll() = default;
+
+const AllToAllConfig& AllToAll::config() const noexcept {
+  return impl_->config;
+}
+
+MutableRows AllToAll::token_buffer() noexcept {
+  const Impl& s = *impl_;
+  return {s.buffer.local + s.plan.token_offset, s.plan.quantise ? 0 : s.config.max_tokens, s.config.hidden,
+          s.config.token_dtype};
+}
+
+void* AllToAll::token_scales() noexcept {
+  const Impl& s = *impl_;
+  if (s.plan.quantise || s.config.scale == ScaleType::none) return nullptr;
+  return s.buffer.local + s.plan.token_scale_offset;
+}
+
+MutableRows AllToAll::expert_output() noexcept {
+  const Impl& s = *impl_;
+  return {s.buffer.local + s.plan.output_offset, s.max_rows, s.config.hidden, s.config.expert_dtype};
+}
+
+Sent<Half::dispatch> AllToAll::dispatch_send(const TokenInput& input, View2<const std::int32_t> expert_ids) {
+  impl_->dispatch_send(input, expert_ids);
+  return {this, impl_->epoch};
+}
+
+Sent<Half::dispatch> AllToAll::dispatch_send(const TokenInput& input, View2<const std::int64_t> expert_ids) {
+  impl_->dispatch_send(input, expert_ids);
+  return {this, impl_->epoch};
+}
+
+Received AllToAll::dispatch_recv(Sent<Half::dispatch>&& sent) {
+  impl_->expect_stage(Impl::Stage::dispatch_sent, "dispatch_recv");
+  if (std::exchange(sent.owner_, nullptr) != this || sent.epoch_ != impl_->epoch)
+    throw Error(Errc::invalid_state, "dispatch_recv: the receipt is used up or belongs to another AllToAll");
+  return impl_->dispatch_recv();
+}
+
+Sent<Half::combine> AllToAll::combine_send(Rows results) {
+  impl_->combine_send(results);
+  return {this, impl_->epoch};
+}
+
+void AllToAll::combine_recv(Sent<Half::combine>&& sent, View2<const float> weights, MutableRows out,
+                            bool accumulate) {
+  impl_->expect_stage(Impl::Stage::combine_sent, "combine_recv");
+  if (sent.owner_ != this || sent.epoch_ != impl_->epoch)
+    throw Error(Errc::invalid_state, "combine_recv: the receipt is used up or belongs to another AllToAll");
+  impl_->combine_recv(weights, out, accumulate);
+  sent.owner_ = nullptr;
+}
+
+std::int64_t AllToAll::max_rows() const noexcept {
+  return impl_->max_rows;
+}
+std::int64_t AllToAll::workspace_bytes() const noexcept {
+  return impl_->plan.total_bytes;
+}
+
+View1<const std::int64_t> AllToAll::wait_ns(Half half) const noexcept {
+  return half == Half::dispatch ? impl_->dispatch_wait_ns : impl_->combine_wait_ns;
+}
+void AllToAll::gather_wait_ns(Half half, View2<std::int64_t> out) {
+  impl_->gather_wait_ns(half, out);
+}
+const StepTimes& AllToAll::step_times() const noexcept {
+  return impl_->times;
+}
+const ByteCounters& AllToAll::byte_counters() const noexcept {
+  return impl_->bytes;
+}
+
+}  // namespace shunt

@@ -1,0 +1,128 @@
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
+
+#include "guarded.h"
+#include "impl.h"
+
+namespace shunt {
+namespace {
+
+std::size_t at(std::int64_t index) {
+  return static_cast<std::size_t>(index);
+}
+
+}  // namespace
+
+void AllToAll::Impl::combine_send(Rows results) {
+  expect_stage(Stage::dispatched, "combine_send");
+  const std::int64_t width = starts[at(local_experts)];
+  std::byte* const outputs = buffer.local + plan.output_offset;
+  const bool in_place = results.data == outputs && results.row_stride_bytes == plan.output_row_bytes;
+  const auto refuse = [this](const std::string& what) {
+    throw Error(Errc::invalid_argument, fmt::format("rank {}: combine_send: {}", world.rank, what));
+  };
+  if (width > 0) {
+    if (results.data == nullptr) refuse("results.data is null");
+    if (results.rows < width || results.hidden != config.hidden)
+      refuse(fmt::format("results are [{}, {}]; at least [{}, {}] are needed", results.rows, results.hidden,
+                         width, config.hidden));
+    if (results.dtype != config.expert_dtype)
+      refuse(fmt::format("results are {}; expert_dtype is {}", dtype_name(results.dtype),
+                         dtype_name(config.expert_dtype)));
+    if (results.row_stride_bytes < results.row_bytes())
+      refuse(fmt::format("result rows are {} bytes apart but {} bytes long", results.row_stride_bytes,
+                         results.row_bytes()));
+  }
+  if (!in_place) {
+    for (std::int64_t expert = 0; expert < local_experts; ++expert)
+      for (std::int64_t i = 0; i < counts[at(expert)]; ++i) {
+        const std::int64_t row = starts[at(expert)] + i;
+        kernels.copy(outputs + row * plan.output_row_bytes, results.row(row), plan.output_row_bytes);
+      }
+    bytes.staged_outputs += position_begin[at(world.size)] * plan.output_row_bytes;
+  }
+  for (std::int32_t step = 1; step <= world.size; ++step) {
+    const std::int32_t peer = (world.rank + step) % world.size;
+    write_positions(peer);
+    const std::int32_t first = peer / config.dp_size * config.dp_size;
+    const std::int64_t entries = position_begin[at(first + config.dp_size)] - position_begin[at(first)];
+    transport.signal(buffer, peer, plan.position_offset + world.rank * plan.position_stride,
+                     word(static_cast<std::uint32_t>(entries)));
+  }
+  stage = Stage::combine_sent;
+}
+
+void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, bool accumulate) {
+  const auto refuse = [this](const std::string& what) {
+    throw Error(Errc::invalid_argument, fmt::format("rank {}: combine_recv: {}", world.rank, what));
+  };
+  if (weights.rows < num_tokens || (weights.cols != config.top_k && num_tokens > 0))
+    refuse(fmt::format("weights are [{}, {}]; this step needs [{}, {}]", weights.rows, weights.cols,
+                       num_tokens, config.top_k));
+  if (num_tokens > 0) {
+    if (out.data == nullptr || out.rows < num_tokens || out.hidden != config.hidden)
+      refuse(fmt::format("out is [{}, {}]; this step needs [{}, {}]", out.data == nullptr ? 0 : out.rows,
+                         out.hidden, num_tokens, config.hidden));
+    if (out.dtype != config.out_dtype)
+      refuse(fmt::format("out is {}; out_dtype is {}", dtype_name(out.dtype), dtype_name(config.out_dtype)));
+    if (out.row_stride_bytes < out.row_bytes())
+      refuse(fmt::format("out rows are {} bytes apart but {} bytes long", out.row_stride_bytes,
+                         out.row_bytes()));
+  }
+
+  const std::int64_t begin = now_ns();
+  guarded([this] {
+    const Deadline until = deadline();
+    // All of them, also owners of none of these tokens: that is what lets every buffer be used again.
+    for (std::int32_t step = 0; step < world.size; ++step) {
+      const std::int32_t owner = (world.rank + step) % world.size;
+      const std::uint64_t seen_word =
+          wait(plan.position_offset + owner * plan.position_stride, word(0), until, owner, Half::combine);
+      const auto entries = static_cast<std::int32_t>(seen_word & 0xffffffffU);
+      if (entries != selected[at(owner)]) {
+        stage = Stage::dead;
+        throw Error(
+            Errc::invalid_argument,
+            fmt::format(
+                "rank {}: combine step {}: this rank's tokens name experts of rank {} {} times, its group "
+                "(dp_size {}) did so {} times: the members brought different tokens",
+                world.rank, epoch, owner, selected[at(owner)], config.dp_size, entries));
+      }
+    }
+  });
+  const std::int64_t ready = now_ns();
+
+  std::fill(cursor.begin(), cursor.end(), 0);
+  const std::int32_t* owner = owners.data();
+  for (std::int64_t token = 0; token < num_tokens; ++token) {
+    for (std::int64_t k = 0; k < config.top_k; ++k, ++owner) {
+      if (*owner < 0) {
+        sum_rows[at(k)] = nullptr;
+        continue;
+      }
+      std::int32_t row = 0;
+      std::memcpy(
+          &row,
+          position_slot(world.rank, *owner) + sizeof(std::uint64_t) + cursor[at(*owner)]++ * sizeof(row),
+          sizeof(row));
+      sum_rows[at(k)] = peers[at(*owner)] + plan.output_offset + row * plan.output_row_bytes;
+    }
+    kernels.weighted_sum({.rows = sum_rows.data(),
+                          .weights = weights.row(token),
+                          .num_rows = config.top_k,
+                          .hidden = config.hidden,
+                          .row_dtype = config.expert_dtype,
+                          .out_dtype = config.out_dtype,
+                          .out = out.row(token),
+                          .accumulate = accumulate});
+  }
+  stage = Stage::idle;
+  times.combine_wait_ns = ready - begin;
+  times.reduce_ns = now_ns() - ready;
+}
+
+}  // namespace shunt

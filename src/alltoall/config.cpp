@@ -1,0 +1,162 @@
+#include <shunt/alltoall/config.h>
+
+#include <algorithm>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
+#include <shunt/transport/transport.h>
+
+#include "plan.h"
+
+namespace shunt {
+namespace {
+
+constexpr std::int64_t kPart = 4096;  // Parts start on pages, so that a part can be placed or advised alone.
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw Error(Errc::invalid_argument, "AllToAll config: " + what);
+}
+
+bool is_result_dtype(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
+
+void check_dtypes(const AllToAllConfig& c) {
+  if (!is_result_dtype(c.expert_dtype))
+    refuse(fmt::format("expert_dtype is {}; allowed are float32, float16, bfloat16",
+                       dtype_name(c.expert_dtype)));
+  if (!is_result_dtype(c.out_dtype))
+    refuse(fmt::format("out_dtype is {}; allowed are float32, float16, bfloat16", dtype_name(c.out_dtype)));
+  if (c.scale_block < 1) refuse(fmt::format("scale_block is {}; it must be at least 1", c.scale_block));
+  if (c.scale != ScaleType::none && !is_fp8(c.payload))
+    refuse(fmt::format("scales belong to fp8 rows, but payload is {}", dtype_name(c.payload)));
+  if (c.payload == c.token_dtype) return;
+  if (!is_fp8(c.payload) || is_fp8(c.token_dtype))
+    refuse(fmt::format(
+        "payload {} differs from token_dtype {}; dispatch only quantises float32, float16 or bfloat16 "
+        "tokens to fp8",
+        dtype_name(c.payload), dtype_name(c.token_dtype)));
+  if (c.scale == ScaleType::none)
+    refuse(fmt::format("quantising {} to {} needs scales (scale = f32 or ue8m0)", dtype_name(c.token_dtype),
+                       dtype_name(c.payload)));
+  if (c.delivery == Delivery::view)
+    refuse("a view hands out the tokens as they lie, so it cannot quantise; use delivery rows");
+}
+
+}  // namespace
+
+void check_config(const AllToAllConfig& c, std::int32_t num_ranks) {
+  constexpr auto kIntMax = std::numeric_limits<std::int32_t>::max();
+  if (c.max_tokens < 0 || c.max_tokens > kIntMax)
+    refuse(fmt::format("max_tokens is {}; allowed are 0 to {}", c.max_tokens, kIntMax));
+  if (c.num_experts < 1) refuse(fmt::format("num_experts is {}; it must be at least 1", c.num_experts));
+  if (c.top_k < 1 || c.top_k > c.num_experts)
+    refuse(fmt::format("top_k is {}; allowed are 1 to num_experts = {}", c.top_k, c.num_experts));
+  if (c.hidden < 1 || c.hidden > kIntMax)
+    refuse(fmt::format("hidden is {}; allowed are 1 to {}", c.hidden, kIntMax));
+  if (c.dp_size < 1 || num_ranks % c.dp_size != 0)
+    refuse(fmt::format("dp_size is {}; it must divide the {} ranks", c.dp_size, num_ranks));
+  if (c.alignment < 1 || c.alignment > (1 << 20))
+    refuse(fmt::format("alignment is {} rows; allowed are 1 to {}", c.alignment, 1 << 20));
+  if (c.max_recv_rows < -1)
+    refuse(fmt::format("max_recv_rows is {}; allowed are 0 and more, or -1 for the worst case",
+                       c.max_recv_rows));
+  if (c.max_recv_rows >= 0 && c.layout == RowLayout::padded)
+    refuse("max_recv_rows needs the packed layout; padded reserves the worst case for every expert");
+  if (c.deadline.count() <= 0)
+    refuse(fmt::format("deadline is {} ms; it must be positive", c.deadline.count()));
+  check_dtypes(c);
+  // The products below must not overflow before they are compared: max_tokens * top_k * ranks <= 2^31 * 2^31
+  // * 2^10 would, so the bound is checked in floating point first.
+  const double worst =
+      static_cast<double>(c.max_tokens) * c.top_k * (static_cast<double>(num_ranks) / c.dp_size);
+  const double padded = static_cast<double>(c.max_tokens) * num_ranks / c.dp_size * c.num_experts;
+  if (worst >= kIntMax || (c.layout == RowLayout::padded && padded >= kIntMax))
+    refuse(fmt::format(
+        "max_tokens {} with top_k {} over {} ranks may bring {:.0f} rows to a rank; positions are 31 bits "
+        "wide (reduce max_tokens{})",
+        c.max_tokens, c.top_k, num_ranks, c.layout == RowLayout::padded ? padded : worst,
+        c.layout == RowLayout::padded ? " or use the packed layout" : ""));
+}
+
+SlotLayout slot_layout(const AllToAllConfig& c, std::int32_t num_ranks) {
+  SlotLayout slots{.layout = c.layout, .alignment = c.alignment, .rows_per_expert = 0};
+  if (c.layout == RowLayout::padded)
+    slots.rows_per_expert = round_up(num_ranks / c.dp_size * c.max_tokens, c.alignment);
+  return slots;
+}
+
+std::int64_t rank_max_rows(const AllToAllConfig& c, const BufferPlan& plan, std::int32_t num_ranks,
+                           std::int32_t rank) {
+  const RowBoundInput in{.max_tokens = c.max_tokens,
+                         .num_groups = num_ranks / c.dp_size,
+                         .top_k = c.top_k,
+                         .local_experts = ExpertPartition{c.num_experts, num_ranks}.count(rank)};
+  return workspace_rows(slot_layout(c, num_ranks), in, std::min(plan.max_arriving, max_arriving_rows(in)));
+}
+
+BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks) {
+  BufferPlan p;
+  const std::int32_t most_experts = ExpertPartition{c.num_experts, num_ranks}.max_count();
+  const std::int64_t num_scales = (c.hidden + c.scale_block - 1) / c.scale_block;
+  p.quantise = c.payload != c.token_dtype;
+  p.row_bytes = c.hidden * dtype_bytes(c.payload);
+  p.row_scale_bytes = num_scales * scale_bytes(c.scale);
+  p.output_row_bytes = c.hidden * dtype_bytes(c.expert_dtype);
+
+  const std::int64_t worst = max_arriving_rows({.max_tokens = c.max_tokens,
+                                                .num_groups = num_ranks / c.dp_size,
+                                                .top_k = c.top_k,
+                                                .local_experts = most_experts});
+  p.bounded = c.max_recv_rows >= 0 && c.max_recv_rows < worst;
+  p.max_arriving = p.bounded ? c.max_recv_rows : worst;
+
+  const std::int64_t per_token = std::min<std::int64_t>(c.top_k, most_experts);
+  const std::int64_t share = token_share(c.max_tokens, c.dp_size, 0).end;
+  const auto word = static_cast<std::int64_t>(sizeof(std::uint64_t));
+  p.announce_header = word + (c.check_replicas ? word : 0) + (p.bounded ? round_up(num_ranks * 4, word) : 0);
+  p.announce_stride = round_up(
+      p.announce_header + share * per_token * static_cast<std::int64_t>(sizeof(Entry)), kSignalStride);
+  // Members that disagree about T (found out in combine_recv) may announce share * dp_size tokens together.
+  p.position_stride = round_up(word + share * c.dp_size * per_token * 4, kSignalStride);
+
+  std::int64_t next = 0;
+  const auto place = [&next](std::int64_t bytes) {
+    const std::int64_t at = next;
+    next = round_up(next + bytes, kPart);
+    return at;
+  };
+  p.announce_offset = place(num_ranks * p.announce_stride);
+  p.position_offset = place(num_ranks * p.position_stride);
+  p.push_request_offset = place(num_ranks * kSignalStride);
+  p.push_done_offset = place(num_ranks * kSignalStride);
+  p.parts.messages = next;
+
+  p.token_offset = place(c.max_tokens * p.row_bytes);
+  p.token_scale_offset = place(c.max_tokens * p.row_scale_bytes);
+  p.parts.tokens = next - p.parts.messages;
+
+  const std::int64_t rows = rank_max_rows(c, p, num_ranks, 0);
+  const bool view = c.delivery == Delivery::view;
+  const std::int64_t before_rows = next;
+  p.row_offset = place(view ? 0 : rows * p.row_bytes);
+  p.row_scale_offset = place(view ? 0 : rows * p.row_scale_bytes);
+  p.parts.rows = next - before_rows;
+
+  const std::int64_t before_outputs = next;
+  p.output_offset = place(rows * p.output_row_bytes);
+  p.parts.outputs = next - before_outputs;
+  p.total_bytes = next;
+  return p;
+}
+
+WorkspaceSize workspace_size(const AllToAllConfig& config, std::int32_t num_ranks) {
+  if (num_ranks < 1)
+    throw Error(Errc::invalid_argument, fmt::format("{} ranks; at least 1 is needed", num_ranks));
+  check_config(config, num_ranks);
+  return plan_buffers(config, num_ranks).parts;
+}
+
+}  // namespace shunt
