@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <shunt/core/error.h>
+#include <shunt/transport/collectives.h>
 #include <shunt/transport/launch.h>
 #include <shunt/transport/transport.h>
 
