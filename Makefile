@@ -1,0 +1,55 @@
+# A thin front of the CMake presets. `make help` lists the targets.
+SHELL := /bin/bash -o pipefail
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# Long steps say how long they took only when they fail or end; CI=true keeps ninja's output line by line.
+jobs := $(shell nproc)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Install what the benchmark needs, build, and say which method is fastest on this machine
+	@scripts/install-dependencies demo
+	@$(MAKE) build
+	@scripts/demo
+
+.PHONY: test
+test: ## Install what the tests need, build, and run unit, conformance, sweep and kill tests (25 minutes at most)
+	@scripts/install-dependencies demo test
+	cmake --preset ci
+	cmake --build --preset ci
+	ctest --preset ci
+
+.PHONY: test-deep
+test-deep: ## Sanitizers, a second compiler, lint, fuzzing, cross compilation (50 minutes at most)
+	@scripts/install-dependencies demo test deep
+	@scripts/test-deep
+
+.PHONY: build
+build: ## Build build/shunt (nothing is installed; `scripts/install-dependencies demo` does that)
+	cmake --preset release
+	cmake --build --preset release
+
+.PHONY: bench
+bench: build ## Run the whole published benchmark: 2, 4 and 8 ranks, both models, bf16 and fp8
+	@scripts/bench
+
+.PHONY: lint
+lint: ## clang-format and clang-tidy over the sources
+	@scripts/install-dependencies demo test deep
+	@scripts/test-deep format tidy
+
+.PHONY: format
+format: ## Rewrite the sources with clang-format
+	@scripts/format
+
+.PHONY: install
+install: build ## Install to PREFIX (default /usr/local): the command, the libraries, the CMake package
+	cmake --install build $(if $(PREFIX),--prefix $(PREFIX))
+
+.PHONY: clean
+clean: ## Remove every build folder
+	rm -rf build build-*
