@@ -62,6 +62,7 @@ enum class ScaleType : std::uint8_t {
 [[nodiscard]] std::uint8_t f32_to_f8e5m2(float value) noexcept;
 [[nodiscard]] float ue8m0_to_f32(std::uint8_t bits) noexcept;
 /// Smallest power of two that is >= value, as its biased exponent; value must be finite and positive.
+/// Above 2^127 there is none: 254, the largest.
 [[nodiscard]] std::uint8_t f32_to_ue8m0(float value) noexcept;
 /// Element `index` of an array of `dtype`.
 [[nodiscard]] float load_element(DType dtype, const void* data, std::int64_t index) noexcept;
