@@ -3,9 +3,6 @@ SHELL := /bin/bash -o pipefail
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-# Long steps say how long they took only when they fail or end; CI=true keeps ninja's output line by line.
-jobs := $(shell nproc)
-
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,7 +11,7 @@ help: ## List the targets
 demo: ## Install what the benchmark needs, build, and say which method is fastest on this machine
 	@scripts/install-dependencies demo
 	@$(MAKE) build
-	@scripts/demo
+	build/shunt bench alltoall --ranks 2 --preset v2-lite --preset r1 --routing uniform --routing text:data/text/kjv.txt
 
 .PHONY: test
 test: ## Install what the tests need, build, and run unit, conformance, sweep and kill tests (25 minutes at most)
