@@ -12,8 +12,8 @@ namespace shunt {
 struct Trace {
   std::int32_t num_experts = 0;
   std::int32_t top_k = 0;
-  std::string source;                          ///< Where it comes from, free text
-  std::vector<std::vector<Routing>> steps;     ///< [step][group]; all steps have the same number of groups
+  std::string source;                       ///< Where it comes from, free text
+  std::vector<std::vector<Routing>> steps;  ///< [step][group]; all steps have the same number of groups
 };
 
 /// Reads a trace file (JSON Lines, docs/formats.md "Routing trace").
