@@ -1,0 +1,55 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include <shunt/transport/transport.h>
+
+namespace shunt::shm {
+
+enum class RankState : std::uint32_t {
+  running,   ///< Or not started yet
+  finished,  ///< Its body returned
+  failed,    ///< Its body threw
+  lost,      ///< Its process ended in any other way
+};
+
+/// What one rank brings to a collective allocation.
+struct Proposal {
+  std::int64_t bytes = 0;
+  std::int64_t available = 0;  ///< Memory available; rank 0 alone measures, so that all ranks decide alike
+  std::int32_t error = 0;      ///< errno of mapping or touching the memory
+};
+
+inline constexpr std::int32_t kMessageBytes = 3072;
+
+/// One rank's part of the control area. Lies in memory shared by processes: no pointers, no constructors with
+/// effects; a fresh memfd is all zero, which is the initial value of every field. Fields that two ranks use
+/// at the same time are accessed through std::atomic_ref only.
+struct RankSlot {
+  alignas(kSignalStride) std::uint64_t arrived;  ///< Epoch of the control barrier this rank has entered
+  alignas(kSignalStride) std::uint32_t state;    ///< RankState
+  std::int32_t pid;                              ///< Written by the parent; 0 in threads mode
+  std::int32_t exit_status;
+  /// By parity of the allocation: a rank may be one allocation ahead of one that still reads.
+  alignas(kSignalStride) Proposal proposals[2];
+  alignas(kSignalStride) std::int32_t message_bytes;
+  char message[kMessageBytes];
+};
+
+static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free);
+static_assert(std::atomic_ref<std::uint32_t>::is_always_lock_free);
+static_assert(std::atomic_ref<std::int32_t>::is_always_lock_free);
+
+[[nodiscard]] inline RankState load_state(RankSlot& slot) noexcept {
+  return static_cast<RankState>(std::atomic_ref(slot.state).load(std::memory_order_acquire));
+}
+
+/// First end wins: the parent's `lost` does not replace what the rank itself reported.
+inline void end_state(RankSlot& slot, RankState state) noexcept {
+  auto expected = static_cast<std::uint32_t>(RankState::running);
+  std::atomic_ref(slot.state)
+      .compare_exchange_strong(expected, static_cast<std::uint32_t>(state), std::memory_order_acq_rel);
+}
+
+}  // namespace shunt::shm

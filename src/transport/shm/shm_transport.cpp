@@ -1,0 +1,198 @@
+#include "shm/shm_transport.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include <shunt/core/error.h>
+#include <shunt/core/host.h>
+
+namespace shunt::shm {
+namespace {
+
+void store_signal(std::byte* word, std::uint64_t value) noexcept {
+  std::atomic_ref(*reinterpret_cast<std::uint64_t*>(word)).store(value, std::memory_order_release);
+}
+
+void copy_bytes(std::byte* to, const void* from, std::int64_t bytes) noexcept {
+  if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+[[noreturn]] void throw_outside(std::int32_t rank, std::int32_t size, const SymmetricBuffer& buffer,
+                                std::int32_t peer, std::int64_t offset, std::int64_t bytes) {
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format("rank {}: {} bytes at offset {} of rank {}, but buffer {} has {} bytes on ranks 0 to {}{}",
+                  rank, bytes, offset, peer, buffer.id, buffer.bytes, size - 1,
+                  offset % 8 == 0 ? "" : "; signal words lie at multiples of 8 bytes"));
+}
+
+}  // namespace
+
+ShmTransport::ShmTransport(Segment& segment, const World& world, bool processes, bool oversubscribed,
+                           Deadline deadline)
+    : Transport(world),
+      segment_(segment),
+      processes_(processes),
+      waiter_(segment, world.rank, oversubscribed),
+      next_offset_(segment.first_offset()) {
+  if (processes_) waiter_.watch_processes(deadline);
+  meet(deadline, "start");
+}
+
+ShmTransport::~ShmTransport() {
+  // Not retired: a peer may still read what this rank leaves behind.
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.base != nullptr) segment_.unmap(chunk.offset);
+  }
+}
+
+void ShmTransport::meet(Deadline deadline, const char* phase) {
+  ++meetings_;
+  std::atomic_ref(segment_.slot(world_.rank).arrived).store(meetings_, std::memory_order_release);
+  for (std::int32_t step = 1; step < world_.size; ++step) {
+    const std::int32_t peer = (world_.rank + step) % world_.size;
+    waiter_.wait(reinterpret_cast<const std::byte*>(&segment_.slot(peer).arrived), meetings_, deadline,
+                 {.phase = phase, .peer = peer});
+  }
+}
+
+SymmetricBuffer ShmTransport::allocate(std::int64_t bytes, const char* what, Deadline deadline) {
+  const std::size_t parity = allocations_++ % 2;
+  Proposal& own = segment_.slot(world_.rank).proposals[parity];
+  own = {.bytes = bytes, .available = world_.rank == 0 ? available_memory_bytes() : 0, .error = 0};
+  meet(deadline, "allocate");
+  const Proposal& first = segment_.slot(0).proposals[parity];
+  for (std::int32_t rank = 1; rank < world_.size; ++rank) {
+    const std::int64_t asked = segment_.slot(rank).proposals[parity].bytes;
+    if (asked != first.bytes) {
+      throw Error(
+          Errc::invalid_argument,
+          fmt::format("rank {}: {}: rank 0 asks for {} bytes of symmetric memory and rank {} for {}; all "
+                      "ranks must ask for the same",
+                      world_.rank, what, first.bytes, rank, asked));
+    }
+  }
+  if (bytes < 0) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("rank {}: {}: {} bytes of symmetric memory; 0 or more are allowed", world_.rank,
+                            what, bytes));
+  }
+  // Beyond this the arithmetic of offsets would overflow; no machine has it.
+  const bool absurd = bytes > std::numeric_limits<std::int64_t>::max() / (std::int64_t{1} << 22);
+  const std::int64_t stride = absurd ? std::numeric_limits<std::int64_t>::max() : segment_.stride_of(bytes);
+  check_memory(first, stride, what);
+
+  Chunk chunk{.base = nullptr, .stride = stride, .offset = next_offset_};
+  next_offset_ = segment_.next_offset(next_offset_, stride);
+  own.error = map_and_touch(chunk);
+  meet(deadline, "allocate");
+  for (std::int32_t rank = 0; rank < world_.size; ++rank) {
+    const int error = segment_.slot(rank).proposals[parity].error;
+    if (error == 0) continue;
+    // No rank touches the chunk after this meeting, and its counter of ranks may have no page.
+    if (chunk.base != nullptr) segment_.unmap(chunk.offset);
+    if (world_.rank == 0) segment_.discard(chunk.offset, chunk.stride);
+    throw Error(Errc::out_of_memory, fmt::format("rank {}: {}: rank {} could not get its {}: {}", world_.rank,
+                                                 what, rank, format_bytes(bytes), std::strerror(error)));
+  }
+  // The peers' pages exist now; enter them in this rank's page table too, so that the first transfer does not
+  // fault. A failure only leaves that to the first transfer.
+  if (processes_) {
+    static_cast<void>(segment_.populate(chunk.base, chunk.offset, segment_.chunk_bytes(stride)));
+  }
+  auto free = std::find_if(chunks_.begin(), chunks_.end(), [](const Chunk& c) { return c.base == nullptr; });
+  if (free == chunks_.end()) free = chunks_.emplace(chunks_.end());
+  *free = chunk;
+  return {.local = chunk.base + stride * world_.rank,
+          .bytes = bytes,
+          .id = static_cast<std::int32_t>(free - chunks_.begin())};
+}
+
+void ShmTransport::check_memory(const Proposal& decided, std::int64_t stride, const char* what) const {
+  if (decided.available < 0) return;
+  // Every process has page tables (8 bytes a page) for the parts of all ranks.
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  const std::int64_t tables = processes_ ? stride / segment_.page_bytes() * 8 * world_.size : 0;
+  const std::int64_t each = stride == kMost ? kMost : stride + tables;
+  const std::int64_t together = each > kMost / world_.size ? kMost : each * world_.size;
+  if (together <= decided.available) return;
+  throw Error(
+      Errc::out_of_memory,
+      fmt::format("rank {}: {} needs {} for {} ranks together ({} each, page tables included), but {} of "
+                  "memory are available",
+                  world_.rank, what, format_bytes(together), world_.size, format_bytes(each),
+                  format_bytes(decided.available)));
+}
+
+int ShmTransport::map_and_touch(Chunk& chunk) {
+  chunk.base = segment_.map(chunk.offset, chunk.stride);
+  if (chunk.base == nullptr) return errno;
+  const std::int64_t own = chunk.stride * world_.rank;
+  if (const int error = segment_.populate(chunk.base + own, chunk.offset + own, chunk.stride)) return error;
+  if (world_.rank > 0) return 0;
+  const std::int64_t tail = chunk.stride * world_.size;
+  return segment_.populate(chunk.base + tail, chunk.offset + tail, segment_.page_bytes());
+}
+
+void ShmTransport::release(SymmetricBuffer& buffer) noexcept {
+  if (holds(buffer, world_.rank)) {
+    Chunk& chunk = chunks_[static_cast<std::size_t>(buffer.id)];
+    segment_.retire(chunk.offset, chunk.stride);
+    segment_.unmap(chunk.offset);
+    chunk = {};
+  }
+  buffer = {};
+}
+
+std::byte* ShmTransport::peer_pointer(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
+  if (!holds(buffer, peer)) return nullptr;
+  const Chunk& chunk = chunks_[static_cast<std::size_t>(buffer.id)];
+  return chunk.base + chunk.stride * peer;
+}
+
+std::byte* ShmTransport::target(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                                std::int64_t bytes) const {
+  if (!holds(buffer, peer) || offset < 0 || bytes < 0 || offset > buffer.bytes - bytes) [[unlikely]] {
+    throw_outside(world_.rank, world_.size, buffer, peer, offset, bytes);
+  }
+  const Chunk& chunk = chunks_[static_cast<std::size_t>(buffer.id)];
+  return chunk.base + chunk.stride * peer + offset;
+}
+
+std::byte* ShmTransport::signal_target(const SymmetricBuffer& buffer, std::int32_t peer,
+                                       std::int64_t signal_offset) const {
+  if (signal_offset % 8 != 0) [[unlikely]] {
+    throw_outside(world_.rank, world_.size, buffer, peer, signal_offset, 8);
+  }
+  return target(buffer, peer, signal_offset, 8);
+}
+
+void ShmTransport::put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                       const void* from, std::int64_t bytes) {
+  copy_bytes(target(buffer, peer, offset, bytes), from, bytes);
+}
+
+void ShmTransport::put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                              const void* from, std::int64_t bytes, std::int64_t signal_offset,
+                              std::uint64_t value) {
+  std::byte* word = signal_target(buffer, peer, signal_offset);
+  copy_bytes(target(buffer, peer, offset, bytes), from, bytes);
+  store_signal(word, value);
+}
+
+void ShmTransport::signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
+                          std::uint64_t value) {
+  store_signal(signal_target(buffer, peer, signal_offset), value);
+}
+
+std::uint64_t ShmTransport::wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset,
+                                        std::uint64_t value, Deadline deadline, const WaitSite& site) {
+  return waiter_.wait(signal_target(buffer, world_.rank, signal_offset), value, deadline, site);
+}
+
+}  // namespace shunt::shm

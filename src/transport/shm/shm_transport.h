@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "shm/waiter.h"
+
+namespace shunt::shm {
+
+/// Ranks of one machine over a Segment. Loads and stores are the transfers, so every operation is complete on
+/// return.
+class ShmTransport final : public Transport {
+ public:
+  /// Collective: returns when all ranks are there. `segment` must outlive this.
+  ShmTransport(Segment& segment, const World& world, bool processes, bool oversubscribed, Deadline deadline);
+  ~ShmTransport() override;
+
+  [[nodiscard]] std::string_view name() const noexcept override { return "shm"; }
+  [[nodiscard]] Capabilities capabilities() const noexcept override {
+    return {.ordered = true, .load_store = true, .device_memory = false};
+  }
+  SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override;
+  void release(SymmetricBuffer& buffer) noexcept override;
+  [[nodiscard]] std::byte* peer_pointer(const SymmetricBuffer& buffer,
+                                        std::int32_t peer) const noexcept override;
+  void put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+           std::int64_t bytes) override;
+  void put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+                  std::int64_t bytes, std::int64_t signal_offset, std::uint64_t value) override;
+  void signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
+              std::uint64_t value) override;
+  std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
+                            Deadline deadline, const WaitSite& site) override;
+  void fence() override {}
+  void quiet() override {}
+
+ private:
+  struct Chunk {
+    std::byte* base = nullptr;  ///< Null: free
+    std::int64_t stride = 0;
+    std::int64_t offset = 0;
+  };
+
+  [[nodiscard]] bool holds(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
+    return static_cast<std::uint32_t>(peer) < static_cast<std::uint32_t>(world_.size) &&
+           static_cast<std::size_t>(buffer.id) < chunks_.size() &&
+           chunks_[static_cast<std::size_t>(buffer.id)].base != nullptr;
+  }
+  [[nodiscard]] std::byte* target(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                                  std::int64_t bytes) const;
+  [[nodiscard]] std::byte* signal_target(const SymmetricBuffer& buffer, std::int32_t peer,
+                                         std::int64_t signal_offset) const;
+  void meet(Deadline deadline, const char* phase);
+  void check_memory(const Proposal& decided, std::int64_t stride, const char* what) const;
+  [[nodiscard]] int map_and_touch(Chunk& chunk);
+
+  Segment& segment_;
+  bool processes_;
+  Waiter waiter_;
+  std::uint64_t meetings_ = 0;
+  std::uint64_t allocations_ = 0;
+  std::int64_t next_offset_;
+  std::vector<Chunk> chunks_;  ///< By SymmetricBuffer::id
+};
+
+}  // namespace shunt::shm

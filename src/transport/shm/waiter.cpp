@@ -1,0 +1,166 @@
+#include "shm/waiter.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <thread>
+
+#include <shunt/core/error.h>
+
+namespace shunt::shm {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// One pause takes 20 to 40 ns: a few microseconds, about the time of a peer's step at the smallest sizes.
+constexpr std::int32_t kSpins = 200;
+/// With more ranks than CPUs the peer may be waiting for this CPU, and each pause keeps it from running.
+constexpr std::int32_t kSpinsOversubscribed = 20;
+/// Sleeping costs tens of microseconds to wake up, so it starts only where that is small beside the wait.
+constexpr auto kYieldTime = 10ms;
+constexpr std::int32_t kYieldsPerClock = 8;
+constexpr auto kShortestSleep = 50us;
+constexpr auto kLongestSleep = 1000us;
+
+void pause_cpu() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield" ::: "memory");
+#endif
+}
+
+[[nodiscard]] int open_process(std::int32_t pid) {
+#ifdef SYS_pidfd_open
+  return static_cast<int>(syscall(SYS_pidfd_open, pid, 0U));
+#else
+  static_cast<void>(pid);
+  errno = ENOSYS;
+  return -1;
+#endif
+}
+
+[[nodiscard]] std::string place(const WaitSite& site) {
+  return site.peer < 0 ? fmt::format("waiting in {}", site.phase)
+                       : fmt::format("waiting for rank {} in {}", site.peer, site.phase);
+}
+
+}  // namespace
+
+Waiter::Waiter(const Segment& segment, std::int32_t rank, bool oversubscribed)
+    : segment_(segment),
+      rank_(rank),
+      spins_(oversubscribed ? kSpinsOversubscribed : kSpins),
+      processes_(static_cast<std::size_t>(segment.ranks()),
+                 pollfd{.fd = -1, .events = POLLIN, .revents = 0}) {}
+
+Waiter::~Waiter() {
+  for (const pollfd& process : processes_) {
+    if (process.fd >= 0) close(process.fd);
+  }
+}
+
+void Waiter::watch_processes(Deadline deadline) {
+  const auto start = Clock::now();
+  for (std::int32_t peer = 0; peer < segment_.ranks(); ++peer) {
+    if (peer == rank_) continue;
+    RankSlot& slot = segment_.slot(peer);
+    std::int32_t pid = 0;
+    while ((pid = std::atomic_ref(slot.pid).load(std::memory_order_acquire)) == 0) {
+      if (Clock::now() >= deadline) throw_timeout(Clock::now() - start, {.phase = "start", .peer = peer});
+      sched_yield();
+    }
+    const int process = open_process(pid);
+    if (process < 0) {
+      // Other failures (no such call, no descriptors left): the parent's word in the slot and the deadline
+      // remain.
+      if (errno == ESRCH) end_state(slot, RankState::lost);
+      continue;
+    }
+    // The parent marks the slot before it frees the number: while the mark is missing, the number is the
+    // peer's.
+    if (load_state(slot) == RankState::lost) {
+      close(process);
+    } else {
+      processes_[static_cast<std::size_t>(peer)].fd = process;
+    }
+  }
+}
+
+std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, Deadline deadline,
+                                  const WaitSite& site) const {
+  std::uint64_t seen = 0;
+  const auto arrived = [&]() noexcept {
+    seen = load(word);
+    return reached(seen, value);
+  };
+  for (std::int32_t spin = 0; spin < spins_; ++spin) {
+    pause_cpu();
+    if (arrived()) return seen;
+  }
+  const auto start = Clock::now();
+  auto now = start;
+  while (now - start < kYieldTime) {
+    for (std::int32_t yield = 0; yield < kYieldsPerClock; ++yield) {
+      sched_yield();
+      if (arrived()) return seen;
+    }
+    now = Clock::now();
+    if (now >= deadline) throw_timeout(now - start, site);
+  }
+  Clock::duration sleep = kShortestSleep;
+  while (true) {
+    const Loss loss = find_loss(site.peer);
+    // What the peer sent before it ended still counts.
+    if (arrived()) return seen;
+    if (loss.rank >= 0) throw_lost(loss, site);
+    now = Clock::now();
+    if (now >= deadline) throw_timeout(now - start, site);
+    std::this_thread::sleep_for(std::min<Clock::duration>(sleep, deadline - now));
+    sleep = std::min<Clock::duration>(2 * sleep, kLongestSleep);
+  }
+}
+
+Waiter::Loss Waiter::find_loss(std::int32_t awaited) const {
+  // A process that ended comes before ranks that failed: those may have failed because of it.
+  Loss failed;
+  Loss finished;
+  const int ready = poll(processes_.data(), processes_.size(), 0);
+  for (std::int32_t peer = 0; peer < segment_.ranks(); ++peer) {
+    if (peer == rank_) continue;
+    const pollfd& process = processes_[static_cast<std::size_t>(peer)];
+    const bool ended = ready > 0 && process.fd >= 0 && process.revents != 0;
+    switch (load_state(segment_.slot(peer))) {
+      case RankState::running:
+        if (ended) return {peer, "its process ended"};
+        break;
+      case RankState::lost:
+        return {peer, "its process ended"};
+      case RankState::failed:
+        if (failed.rank < 0 || peer == awaited) failed = {peer, "it ended with an error"};
+        break;
+      case RankState::finished:
+        if (peer == awaited) finished = {peer, "it has finished"};
+        break;
+    }
+  }
+  return failed.rank >= 0 ? failed : finished;
+}
+
+void Waiter::throw_timeout(Clock::duration waited, const WaitSite& site) const {
+  throw Error(Errc::timeout,
+              fmt::format("rank {}: timed out after {} ms {}", rank_,
+                          std::chrono::round<std::chrono::milliseconds>(waited).count(), place(site)));
+}
+
+void Waiter::throw_lost(const Loss& loss, const WaitSite& site) const {
+  throw Error(Errc::peer_lost,
+              fmt::format("rank {}: lost rank {} ({}) while {}", rank_, loss.rank, loss.how, place(site)));
+}
+
+}  // namespace shunt::shm

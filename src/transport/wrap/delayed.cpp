@@ -1,0 +1,242 @@
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
+#include <shunt/core/random.h>
+#include <shunt/transport/wrap.h>
+
+namespace shunt {
+namespace {
+
+class Delayed final : public Transport {
+ public:
+  Delayed(Transport& inner, const DelayOptions& options)
+      : Transport(inner.world()),
+        inner_(inner),
+        options_(options),
+        random_(options.seed, static_cast<std::uint64_t>(inner.world().rank)),
+        held_(static_cast<std::size_t>(inner.world().size)) {}
+  ~Delayed() override { release_all_or_drop(); }
+
+  [[nodiscard]] std::string_view name() const noexcept override { return inner_.name(); }
+  [[nodiscard]] Capabilities capabilities() const noexcept override {
+    Capabilities result = inner_.capabilities();
+    result.ordered = result.ordered && !options_.reorder;
+    result.load_store = result.load_store && !options_.hide_load_store;
+    return result;
+  }
+  SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override {
+    // The inner call waits for the peers, and they may wait for what is held here.
+    release_all();
+    return inner_.allocate(bytes, what, deadline);
+  }
+  void release(SymmetricBuffer& buffer) noexcept override {
+    release_all_or_drop();
+    inner_.release(buffer);
+  }
+  [[nodiscard]] std::byte* peer_pointer(const SymmetricBuffer& buffer,
+                                        std::int32_t peer) const noexcept override {
+    return options_.hide_load_store && peer != world_.rank ? nullptr : inner_.peer_pointer(buffer, peer);
+  }
+  void put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+           std::int64_t bytes) override {
+    hold({.kind = Kind::put, .buffer = buffer, .peer = peer, .offset = offset}, from, bytes);
+  }
+  void put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+                  std::int64_t bytes, std::int64_t signal_offset, std::uint64_t value) override {
+    hold({.kind = Kind::put_signal,
+          .buffer = buffer,
+          .peer = peer,
+          .offset = offset,
+          .signal_offset = signal_offset,
+          .value = value},
+         from, bytes);
+  }
+  void signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
+              std::uint64_t value) override {
+    hold({.kind = Kind::signal,
+          .buffer = buffer,
+          .peer = peer,
+          .signal_offset = signal_offset,
+          .value = value},
+         nullptr, 0);
+  }
+  std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
+                            Deadline deadline, const WaitSite& site) override;
+  void fence() override {
+    ++fences_;
+    inner_.fence();
+  }
+  void quiet() override {
+    release_all();
+    inner_.quiet();
+  }
+
+ private:
+  enum class Kind : std::uint8_t { put, put_signal, signal };
+  struct Operation {
+    Kind kind = Kind::put;
+    SymmetricBuffer buffer = {};
+    std::int32_t peer = 0;
+    std::int64_t offset = 0;
+    std::int64_t signal_offset = 0;
+    std::uint64_t value = 0;
+    std::uint64_t fences = 0;  ///< fence() calls before it
+    Clock::time_point due = {};
+    std::vector<std::byte> payload = {};
+  };
+
+  void check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, std::int64_t bytes) const;
+  void hold(Operation operation, const void* from, std::int64_t bytes);
+  [[nodiscard]] Clock::duration random_delay();
+  [[nodiscard]] bool must_follow(const Operation& later, const Operation& earlier) const noexcept;
+  void carry_out(const Operation& operation);
+  bool release_due(Clock::time_point now);
+  void release_all() { static_cast<void>(release_due(Clock::time_point::max())); }
+  void release_all_or_drop() noexcept;
+
+  Transport& inner_;
+  DelayOptions options_;
+  Random random_;
+  std::uint64_t fences_ = 0;
+  std::vector<std::vector<Operation>> held_;  ///< By peer, in the order of the calls
+};
+
+Clock::duration Delayed::random_delay() {
+  if (random_.uniform() >= options_.probability) return Clock::duration::zero();
+  const auto most = std::chrono::duration_cast<std::chrono::nanoseconds>(options_.max_delay).count();
+  return std::chrono::nanoseconds(
+      random_.below(static_cast<std::uint64_t>(std::max<std::int64_t>(most, 0)) + 1));
+}
+
+/// Here, because nobody could catch what the inner transport says when the operation is carried out.
+void Delayed::check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                    std::int64_t bytes) const {
+  if (buffer.id >= 0 && peer >= 0 && peer < world_.size && offset >= 0 && bytes >= 0 &&
+      offset <= buffer.bytes - bytes) {
+    return;
+  }
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format("rank {}: {} bytes at offset {} of rank {}, but buffer {} has {} bytes on ranks 0 to {}",
+                  world_.rank, bytes, offset, peer, buffer.id, buffer.bytes, world_.size - 1));
+}
+
+void Delayed::hold(Operation operation, const void* from, std::int64_t bytes) {
+  if (operation.kind != Kind::signal) check(operation.buffer, operation.peer, operation.offset, bytes);
+  if (operation.kind != Kind::put) check(operation.buffer, operation.peer, operation.signal_offset, 8);
+  const auto now = Clock::now();
+  operation.due = now + random_delay();
+  operation.fences = fences_;
+  if (bytes > 0) {
+    const auto* first = static_cast<const std::byte*>(from);
+    operation.payload.assign(first, first + bytes);
+  }
+  held_[static_cast<std::size_t>(operation.peer)].push_back(std::move(operation));
+  release_due(now);
+}
+
+/// What the contract of Transport promises and no more: a signal follows the payload it publishes, puts keep
+/// to fences, and one signal word does not go back.
+bool Delayed::must_follow(const Operation& later, const Operation& earlier) const noexcept {
+  if (!options_.reorder || later.fences != earlier.fences) return true;
+  const bool both_signal = later.kind != Kind::put && earlier.kind != Kind::put;
+  if (both_signal && later.buffer.id == earlier.buffer.id && later.signal_offset == earlier.signal_offset)
+    return true;
+  switch (later.kind) {
+    case Kind::put:
+      return false;
+    case Kind::put_signal:
+      return earlier.kind == Kind::put;
+    case Kind::signal:
+      return earlier.kind != Kind::signal;
+  }
+  return true;
+}
+
+void Delayed::carry_out(const Operation& operation) {
+  const auto bytes = static_cast<std::int64_t>(operation.payload.size());
+  switch (operation.kind) {
+    case Kind::put:
+      inner_.put(operation.buffer, operation.peer, operation.offset, operation.payload.data(), bytes);
+      // The payload dies with the operation.
+      inner_.quiet();
+      break;
+    case Kind::put_signal:
+      inner_.put_signal(operation.buffer, operation.peer, operation.offset, operation.payload.data(), bytes,
+                        operation.signal_offset, operation.value);
+      inner_.quiet();
+      break;
+    case Kind::signal:
+      inner_.signal(operation.buffer, operation.peer, operation.signal_offset, operation.value);
+      break;
+  }
+}
+
+/// Carries out what is due and follows nothing that is held. Result: whether something is still held.
+bool Delayed::release_due(Clock::time_point now) {
+  bool any = false;
+  for (std::vector<Operation>& list : held_) {
+    for (std::size_t at = 0; at < list.size();) {
+      const auto self = list.begin() + static_cast<std::ptrdiff_t>(at);
+      const bool blocked = self->due > now || std::any_of(list.begin(), self, [&](const Operation& earlier) {
+                             return must_follow(*self, earlier);
+                           });
+      if (blocked) {
+        ++at;
+        continue;
+      }
+      const Operation operation = std::move(*self);
+      list.erase(self);
+      carry_out(operation);
+    }
+    any = any || !list.empty();
+  }
+  return any;
+}
+
+/// Where an error has nobody to go to; the inner transport is dead then and says so at its next wait.
+void Delayed::release_all_or_drop() noexcept {
+  try {
+    release_all();
+  } catch (const std::exception&) {
+    for (std::vector<Operation>& list : held_) list.clear();
+  }
+}
+
+std::uint64_t Delayed::wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset,
+                                   std::uint64_t value, Deadline deadline, const WaitSite& site) {
+  const auto arrived = [&] {
+    // Memory of a device cannot be looked at from here.
+    if (inner_.capabilities().device_memory || buffer.local == nullptr) return false;
+    auto* word = reinterpret_cast<std::uint64_t*>(buffer.local + signal_offset);
+    const std::uint64_t seen = std::atomic_ref(*word).load(std::memory_order_acquire);
+    return static_cast<std::int64_t>(seen - value) >= 0;
+  };
+  check(buffer, world_.rank, signal_offset, 8);
+  const auto resume = Clock::now() + random_delay();
+  // The peer may wait for what is held here, so that goes on meanwhile; what is still held when the signal is
+  // there stays held.
+  for (auto now = Clock::now(); now < deadline; now = Clock::now()) {
+    const bool holding = release_due(now);
+    if (now >= resume && (!holding || arrived())) break;
+    sched_yield();
+  }
+  if (!arrived()) release_all();
+  return inner_.wait_signal(buffer, signal_offset, value, deadline, site);
+}
+
+}  // namespace
+
+std::unique_ptr<Transport> make_delayed(Transport& inner, const DelayOptions& options) {
+  return std::make_unique<Delayed>(inner, options);
+}
+
+}  // namespace shunt
