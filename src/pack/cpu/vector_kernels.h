@@ -1,0 +1,271 @@
+#pragma once
+
+// Kernels over a vector type V of one instruction set. Everything is in an unnamed namespace and nothing
+// calls an inline function of another header at run time: a function that two files share could be linked in
+// the version that was compiled for the wider instruction set, and then run on a CPU without it.
+//
+// V gives: F, kWidth, kSumUnits, zero, broadcast, fma, mul, div, max_magnitude, reduce_max, and per dtype
+// load, store (kWidth elements), load_tail, store_tail (fewer), load_pair (2 * kWidth elements as even and
+// odd ones: for bf16 and fp8 this is a shift and a mask where natural order needs shuffles), store_pair.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../tables.h"
+
+namespace shunt::detail {
+namespace {
+
+constexpr std::int64_t size_of(DType dtype) {
+  return dtype == DType::f32 ? 4 : dtype == DType::f16 || dtype == DType::bf16 ? 2 : 1;
+}
+
+/// A run of elements that a kernel holds in kVectors registers, in an order of its own if From and To both
+/// allow.
+template <class V, DType From, DType To>
+struct Unit {
+  static constexpr bool kPaired = From != DType::f32 && From != DType::f16 && To == DType::bf16;
+  static constexpr int kVectors = kPaired ? 2 : 1;
+  static constexpr std::int64_t kElements = kVectors * V::kWidth;
+  using F = typename V::F;
+
+  template <DType D>
+  static void load(const std::byte* base, std::int64_t index, F* x) {
+    if constexpr (kPaired)
+      V::template load_pair<D>(base + index * size_of(D), x[0], x[1]);
+    else
+      x[0] = V::template load<D>(base + index * size_of(D));
+  }
+  static void store(std::byte* base, std::int64_t index, const F* x) {
+    if constexpr (kPaired)
+      V::template store_pair<To>(base + index * size_of(To), x[0], x[1]);
+    else
+      V::template store<To>(base + index * size_of(To), x[0]);
+  }
+};
+
+/// The columns [h, h + Units * kElements) of the sum: the accumulators stay in registers over all k, so each
+/// row is read once and the output written once.
+template <class V, DType Row, DType Out, int Units>
+void sum_block(const WeightedSum& sum, std::int64_t h) {
+  using U = Unit<V, Row, Out>;
+  using F = typename V::F;
+  auto* out = static_cast<std::byte*>(sum.out);
+  F acc[Units][U::kVectors];
+  for (int u = 0; u < Units; ++u) {
+    if (sum.accumulate)
+      U::template load<Out>(out, h + u * U::kElements, acc[u]);
+    else
+      for (int v = 0; v < U::kVectors; ++v) acc[u][v] = V::zero();
+  }
+  for (std::int64_t k = 0; k < sum.num_rows; ++k) {
+    const auto* row = static_cast<const std::byte*>(sum.rows[k]);
+    if (row == nullptr) continue;
+    const F weight = V::broadcast(sum.weights[k]);
+    for (int u = 0; u < Units; ++u) {
+      F x[U::kVectors];
+      U::template load<Row>(row, h + u * U::kElements, x);
+      for (int v = 0; v < U::kVectors; ++v) acc[u][v] = V::fma(weight, x[v], acc[u][v]);
+    }
+  }
+  for (int u = 0; u < Units; ++u) U::store(out, h + u * U::kElements, acc[u]);
+}
+
+/// The columns [h, h + count), count <= kWidth.
+template <class V, DType Row, DType Out>
+void sum_tail(const WeightedSum& sum, std::int64_t h, std::int64_t count) {
+  auto* out = static_cast<std::byte*>(sum.out) + h * size_of(Out);
+  typename V::F acc = sum.accumulate ? V::template load_tail<Out>(out, count) : V::zero();
+  for (std::int64_t k = 0; k < sum.num_rows; ++k) {
+    const auto* row = static_cast<const std::byte*>(sum.rows[k]);
+    if (row == nullptr) continue;
+    const auto x = V::template load_tail<Row>(row + h * size_of(Row), count);
+    acc = V::fma(V::broadcast(sum.weights[k]), x, acc);
+  }
+  V::template store_tail<Out>(out, acc, count);
+}
+
+template <class V, DType Row, DType Out>
+void sum_typed(const WeightedSum& sum) {
+  using U = Unit<V, Row, Out>;
+  constexpr std::int64_t kBlock = V::kSumUnits * U::kElements;
+  std::int64_t h = 0;
+  for (; h + kBlock <= sum.hidden; h += kBlock) sum_block<V, Row, Out, V::kSumUnits>(sum, h);
+  for (; h + U::kElements <= sum.hidden; h += U::kElements) sum_block<V, Row, Out, 1>(sum, h);
+  for (; h < sum.hidden; h += V::kWidth)
+    sum_tail<V, Row, Out>(sum, h, sum.hidden - h < V::kWidth ? sum.hidden - h : V::kWidth);
+}
+
+template <class V, DType Row>
+void sum_from(const WeightedSum& sum) {
+  switch (sum.out_dtype) {
+    case DType::f32:
+      return sum_typed<V, Row, DType::f32>(sum);
+    case DType::f16:
+      return sum_typed<V, Row, DType::f16>(sum);
+    case DType::bf16:
+      return sum_typed<V, Row, DType::bf16>(sum);
+    case DType::f8e4m3:
+    case DType::f8e5m2:
+      return;
+  }
+}
+
+template <class V>
+void weighted_sum(const WeightedSum& sum) {
+  switch (sum.row_dtype) {
+    case DType::f32:
+      return sum_from<V, DType::f32>(sum);
+    case DType::f16:
+      return sum_from<V, DType::f16>(sum);
+    case DType::bf16:
+      return sum_from<V, DType::bf16>(sum);
+    case DType::f8e4m3:
+    case DType::f8e5m2:
+      return;
+  }
+}
+
+/// Elements [h, end), which share a scale.
+template <class V, DType From, DType To>
+void scale_block(const std::byte* from, std::byte* to, std::int64_t h, std::int64_t end, float scale_value,
+                 float factor_value) {
+  using U = Unit<V, From, To>;
+  using F = typename V::F;
+  const F scale = V::broadcast(scale_value);
+  const F factor = V::broadcast(factor_value);
+  for (; h + U::kElements <= end; h += U::kElements) {
+    F x[U::kVectors];
+    U::template load<From>(from, h, x);
+    for (int v = 0; v < U::kVectors; ++v) x[v] = V::mul(V::mul(x[v], scale), factor);
+    U::store(to, h, x);
+  }
+  for (; h < end; h += V::kWidth) {
+    const std::int64_t count = end - h < V::kWidth ? end - h : V::kWidth;
+    const F x = V::template load_tail<From>(from + h * size_of(From), count);
+    V::template store_tail<To>(to + h * size_of(To), V::mul(V::mul(x, scale), factor), count);
+  }
+}
+
+template <class V, DType From, DType To>
+void scaled_copy_typed(const ScaledCopy& copy) {
+  const auto* from = static_cast<const std::byte*>(copy.from);
+  auto* to = static_cast<std::byte*>(copy.to);
+  if (copy.from_scale == ScaleType::none)
+    return scale_block<V, From, To>(from, to, 0, copy.hidden, 1.0F, copy.factor);
+  std::int64_t b = 0;
+  for (std::int64_t h = 0; h < copy.hidden; h += copy.block, ++b) {
+    const float scale = copy.from_scale == ScaleType::f32
+                            ? load_element(DType::f32, copy.from_scales, b)
+                            : ue8m0_to_f32(static_cast<const std::uint8_t*>(copy.from_scales)[b]);
+    const std::int64_t end = copy.hidden - h < copy.block ? copy.hidden : h + copy.block;
+    scale_block<V, From, To>(from, to, h, end, scale, copy.factor);
+  }
+}
+
+template <class V, DType From>
+void scaled_copy_from(const ScaledCopy& copy) {
+  switch (copy.to_dtype) {
+    case DType::f32:
+      return scaled_copy_typed<V, From, DType::f32>(copy);
+    case DType::f16:
+      return scaled_copy_typed<V, From, DType::f16>(copy);
+    case DType::bf16:
+      return scaled_copy_typed<V, From, DType::bf16>(copy);
+    case DType::f8e4m3:
+    case DType::f8e5m2:
+      return;
+  }
+}
+
+template <class V>
+void scaled_copy(const ScaledCopy& copy) {
+  if (copy.from_dtype == copy.to_dtype && copy.from_scale == ScaleType::none && copy.factor == 1.0F)
+    return V::copy(copy.to, copy.from, copy.hidden * size_of(copy.to_dtype));
+  switch (copy.from_dtype) {
+    case DType::f32:
+      return scaled_copy_from<V, DType::f32>(copy);
+    case DType::f16:
+      return scaled_copy_from<V, DType::f16>(copy);
+    case DType::bf16:
+      return scaled_copy_from<V, DType::bf16>(copy);
+    case DType::f8e4m3:
+      return scaled_copy_from<V, DType::f8e4m3>(copy);
+    case DType::f8e5m2:
+      return scaled_copy_from<V, DType::f8e5m2>(copy);
+  }
+}
+
+template <class V, DType From>
+float largest_magnitude(const std::byte* from, std::int64_t count) {
+  using F = typename V::F;
+  // Four maxima: one would wait for its own latency at every step.
+  F best[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  std::int64_t h = 0;
+  for (; h + 4 * V::kWidth <= count; h += 4 * V::kWidth)
+    for (int v = 0; v < 4; ++v)
+      best[v] = V::max_magnitude(V::template load<From>(from + (h + v * V::kWidth) * size_of(From)), best[v]);
+  for (; h + V::kWidth <= count; h += V::kWidth)
+    best[0] = V::max_magnitude(V::template load<From>(from + h * size_of(From)), best[0]);
+  if (h < count)
+    best[0] = V::max_magnitude(V::template load_tail<From>(from + h * size_of(From), count - h), best[0]);
+  for (int v = 1; v < 4; ++v) best[0] = V::max_magnitude(best[v], best[0]);
+  return V::reduce_max(best[0]);
+}
+
+template <class V, DType From, DType To>
+void quantise_typed(const std::byte* from, std::int64_t hidden, const Quantisation& how,
+                    const QuantisedRow& to) {
+  auto* out = static_cast<std::byte*>(to.elements);
+  const auto limit = static_cast<float>(max_finite(To));
+  std::int64_t b = 0;
+  for (std::int64_t begin = 0; begin < hidden; begin += how.block, ++b) {
+    const std::int64_t end = hidden - begin < how.block ? hidden : begin + how.block;
+    float scale = 1;
+    if (how.scale != ScaleType::none) {
+      const float amax = largest_magnitude<V, From>(from + begin * size_of(From), end - begin);
+      scale = (amax > 1e-4F ? amax : 1e-4F) / limit;
+      if (how.scale == ScaleType::ue8m0) {
+        const std::uint8_t power = f32_to_ue8m0(scale);
+        static_cast<std::uint8_t*>(to.scales)[b] = power;
+        scale = ue8m0_to_f32(power);
+      } else {
+        store_element(DType::f32, to.scales, b, scale);
+      }
+    }
+    const auto divisor = V::broadcast(scale);
+    std::int64_t h = begin;
+    for (; h + V::kWidth <= end; h += V::kWidth)
+      V::template store<To>(out + h, V::div(V::template load<From>(from + h * size_of(From)), divisor));
+    if (h < end) {
+      const auto x = V::template load_tail<From>(from + h * size_of(From), end - h);
+      V::template store_tail<To>(out + h, V::div(x, divisor), end - h);
+    }
+  }
+}
+
+template <class V, DType From>
+void quantise_from(const void* from, std::int64_t hidden, const Quantisation& how, const QuantisedRow& to) {
+  const auto* bytes = static_cast<const std::byte*>(from);
+  if (how.dtype == DType::f8e4m3) return quantise_typed<V, From, DType::f8e4m3>(bytes, hidden, how, to);
+  if (how.dtype == DType::f8e5m2) return quantise_typed<V, From, DType::f8e5m2>(bytes, hidden, how, to);
+}
+
+template <class V>
+void quantise(const void* from, DType from_dtype, std::int64_t hidden, const Quantisation& how,
+              const QuantisedRow& to) {
+  switch (from_dtype) {
+    case DType::f32:
+      return quantise_from<V, DType::f32>(from, hidden, how, to);
+    case DType::f16:
+      return quantise_from<V, DType::f16>(from, hidden, how, to);
+    case DType::bf16:
+      return quantise_from<V, DType::bf16>(from, hidden, how, to);
+    case DType::f8e4m3:
+    case DType::f8e5m2:
+      return;
+  }
+}
+
+}  // namespace
+}  // namespace shunt::detail
