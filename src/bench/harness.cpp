@@ -1,0 +1,332 @@
+#include "harness.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include <shunt/bench/timing.h>
+#include <shunt/bench/verify.h>
+#include <shunt/core/error.h>
+#include <shunt/core/random.h>
+
+#include "methods/dense.h"
+#include "methods/shared_memory.h"
+#include "probe.h"
+#include "rounds.h"
+
+namespace shunt::bench {
+namespace {
+
+constexpr std::int64_t kMaxBlockIterations = 500;
+constexpr std::int64_t kInnerRounds = 5;
+
+std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+}
+
+/// What each rank says at the end of a block; rank 0's probes and clock count for all.
+struct BlockNote {
+  double before_ns = -1;
+  double after_ns = -1;
+  std::int64_t now_ns = 0;
+  std::int64_t wall_ns = 0;  ///< The timed iterations
+};
+
+/// What each rank found in a verified iteration.
+struct Verdict {
+  RankStamps stamps;
+  std::uint64_t hash = 0;
+  bool hashed = false;
+  char wrong[220] = {};
+};
+
+class PointRun {
+ public:
+  PointRun(Transport& transport, const Workload& workload, const MethodPlan& plan,
+           const MethodSettings& settings, const HarnessOptions& options)
+      : transport_(transport),
+        workload_(workload),
+        plan_(plan),
+        settings_(settings),
+        options_(options),
+        ranks_(static_cast<std::size_t>(transport.world().size)),
+        collectives_(
+            transport.make_collectives(kMaxBlockIterations * static_cast<std::int64_t>(sizeof(RankStamps)),
+                                       Clock::now() + settings.deadline)),
+        probe_(transport, settings.deadline),
+        memory_(transport, workload, plan.shared, settings.deadline),
+        verifier_(workload, transport.world().rank),
+        log_(plan.specs.size(), options.thresholds),
+        inner_log_(plan.specs.size(), options.thresholds),
+        methods_(plan.specs.size()),
+        iteration_ns_(plan.specs.size(), 0) {}
+
+  PointResult run() {
+    begin_ns_ = gather(now_ns())[0];
+    describe();
+    for (std::size_t i = 0; i < methods_.size(); ++i) set_up(i);
+    measure_rounds();
+    for (std::size_t i = 0; i < methods_.size(); ++i) verify_again(i);
+    for (std::size_t i = 0; i < methods_.size(); ++i) measure_inner(i);
+    for (std::size_t i = 0; i < methods_.size(); ++i) {
+      MethodResult& method = result_.methods[i];
+      if (method.status != "ok") continue;
+      const bool apart = plan_.specs[i].inner_phases_cost;
+      method.phases = log_.phases(i, method, true, options_.inner_phases && !apart);
+      for (PhaseResult& phase : inner_log_.phases(i, method, false, true))
+        method.phases.push_back(std::move(phase));
+    }
+    result_.round_trips_ns = log_.round_trips_ns();
+    result_.blocks_kept = log_.kept();
+    result_.blocks_dropped = log_.dropped();
+    result_.seconds = elapsed(gather(now_ns())[0]);
+    return std::move(result_);
+  }
+
+ private:
+  template <class T>
+  std::vector<T> gather(const T& mine) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    std::vector<T> all(ranks_);
+    collectives_->allgather(&mine, static_cast<std::int64_t>(sizeof(T)), all.data(), settings_.deadline);
+    return all;
+  }
+
+  [[nodiscard]] double elapsed(std::int64_t now) const { return static_cast<double>(now - begin_ns_) / 1e9; }
+
+  void meet() { collectives_->barrier(settings_.deadline); }
+
+  void describe() {
+    result_.point = workload_.point();
+    result_.required_rounds = options_.rounds;
+    result_.dispatch_bytes = workload_.dispatch_bytes();
+    result_.touch_bytes = workload_.touch_bytes();
+    result_.combine_bytes = workload_.combine_bytes();
+    for (std::int32_t owner = 0; owner < workload_.point().ranks; ++owner)
+      result_.sparse_bytes +=
+          workload_.sent_rows(0, owner) * (workload_.row_bytes() + workload_.scale_bytes());
+    result_.dense_bytes = dense_dispatch_bytes(workload_);
+    for (std::size_t i = 0; i < plan_.specs.size(); ++i) {
+      const MethodSpec& spec = plan_.specs[i];
+      MethodResult method;
+      method.name = spec.name;
+      method.variant = spec.variant;
+      method.kind = spec.kind;
+      method.has_dispatch = spec.has_dispatch;
+      method.has_combine = spec.has_combine;
+      method.reason = plan_.skipped[i];
+      if (!method.reason.empty()) method.status = "skipped";
+      result_.methods.push_back(std::move(method));
+    }
+  }
+
+  void set_up(std::size_t i) {
+    MethodResult& result = result_.methods[i];
+    if (result.status != "ok") return;
+    try {
+      methods_[i] = plan_.specs[i].make(MethodContext{transport_, workload_, settings_, memory_});
+    } catch (const Error& error) {
+      // These two are raised on every rank alike and leave the transport usable.
+      if (error.code() != Errc::out_of_memory && error.code() != Errc::unavailable) throw;
+      result.status = "skipped";
+      result.reason = error.what();
+      return;
+    }
+    const StepSample cold = verified_iteration(i);
+    result.cold_us[0] = cold.dispatch_us;
+    result.cold_us[1] = cold.touch_us;
+    result.cold_us[2] = cold.combine_us;
+    result.cold_us[3] = cold.total_us;
+    iteration_ns_[i] = cold.total_us * 1e3 / 2;
+    const double wanted = static_cast<double>(options_.rounds) * cold.total_us / 1e6;
+    if (result.status == "ok" && result.kind == MethodKind::rows && !plan_.specs[i].inner_phases_cost &&
+        wanted > options_.max_seconds / 2) {
+      result.status = "skipped";
+      result.reason =
+          fmt::format("one iteration takes {:.0f} ms; {} rounds do not fit its share of --max-seconds",
+                      cold.total_us / 1e3, options_.rounds);
+    }
+    if (result.status != "ok") methods_[i].reset();
+  }
+
+  /// One iteration. `verdict` not null: what was delivered is checked between the phases, outside the times.
+  void iterate(Method& method, const MethodSpec& spec, RankStamps& stamps, Verdict* verdict) {
+    std::string wrong;
+    meet();
+    stamps.dispatch_begin = now_ns();
+    method.dispatch();
+    stamps.dispatch_end = now_ns();
+    if (verdict != nullptr) {
+      meet();  // one-sided methods have delivered only when all have returned
+      wrong = spec.kind == MethodKind::floor ? method.check_own() : verifier_.check_rows(method.arrived());
+    }
+    meet();
+    stamps.touch_begin = now_ns();
+    method.touch();
+    stamps.touch_end = now_ns();
+    meet();
+    stamps.combine_begin = now_ns();
+    method.combine();
+    stamps.combine_end = now_ns();
+    stamps.inner = method.inner_times();
+    // A floor's untimed preparation does not count.
+    if (!spec.has_dispatch) {
+      stamps.dispatch_begin = stamps.dispatch_end = 0;
+      stamps.touch_begin = stamps.touch_end = 0;
+    }
+    if (!spec.has_combine) stamps.combine_begin = stamps.combine_end = 0;
+    if (verdict == nullptr) return;
+    if (method.combined() != nullptr) {
+      const std::string sums = verifier_.check_combined(method.combined(), &verdict->hash);
+      if (wrong.empty()) wrong = sums;
+      verdict->hashed = true;
+    }
+    verdict->stamps = stamps;
+    wrong.copy(verdict->wrong, sizeof verdict->wrong - 1);
+  }
+
+  StepSample verified_iteration(std::size_t i) {
+    Verdict mine;
+    RankStamps stamps;
+    iterate(*methods_[i], plan_.specs[i], stamps, &mine);
+    const std::vector<Verdict> verdicts = gather(mine);
+    MethodResult& result = result_.methods[i];
+    result.correct = true;
+    std::vector<std::uint64_t> hashes;
+    std::vector<RankStamps> all;
+    for (const Verdict& verdict : verdicts) {
+      all.push_back(verdict.stamps);
+      if (verdict.hashed) hashes.push_back(verdict.hash);
+      if (verdict.wrong[0] == '\0' || !result.correct) continue;
+      result.correct = false;
+      result.status = "failed";
+      result.reason = verdict.wrong;
+    }
+    if (!hashes.empty())
+      result.result_hash = fmt::format(
+          "{:016x}",
+          hash_bytes(hashes.data(), static_cast<std::int64_t>(hashes.size() * sizeof(std::uint64_t))));
+    return makespan(all);
+  }
+
+  void verify_again(std::size_t i) {
+    if (result_.methods[i].status != "ok") return;
+    for (int generation = 0; generation < methods_[i]->buffer_generations(); ++generation) {
+      RankStamps unused;
+      iterate(*methods_[i], plan_.specs[i], unused, nullptr);
+      meet();
+      methods_[i]->poison();
+    }
+    verified_iteration(i);
+  }
+
+  /// One block of one method, its samples logged where the placement held.
+  void measure_block(std::size_t i, Method& method, RoundLog& log) {
+    const MethodSpec& spec = plan_.specs[i];
+    const double fits = options_.block_ms * 1e6 / std::max(iteration_ns_[i], 1.0);
+    const std::int64_t iterations =
+        options_.iterations > 0
+            ? std::min(options_.iterations, kMaxBlockIterations)
+            : std::clamp(static_cast<std::int64_t>(fits), std::int64_t{1}, kMaxBlockIterations);
+    // Where one iteration is as long as a block, buffers are far larger than caches and nothing is left to
+    // warm.
+    const std::int64_t warmup = fits < 1 ? 0 : options_.warmup;
+    RankStamps unused;
+    meet();
+    BlockNote note;
+    note.before_ns = probe_.measure();
+    for (std::int64_t n = 0; n < warmup; ++n) iterate(method, spec, unused, nullptr);
+    stamps_.resize(static_cast<std::size_t>(iterations));
+    const std::int64_t start = now_ns();
+    for (RankStamps& stamps : stamps_) iterate(method, spec, stamps, nullptr);
+    note.now_ns = now_ns();
+    note.wall_ns = note.now_ns - start;
+    meet();
+    note.after_ns = probe_.measure();
+    const std::vector<BlockNote> notes = gather(note);
+    gathered_.resize(stamps_.size() * ranks_);
+    collectives_->allgather(stamps_.data(), static_cast<std::int64_t>(stamps_.size() * sizeof(RankStamps)),
+                            gathered_.data(), settings_.deadline);
+    std::vector<StepSample> samples;
+    std::vector<RankStamps> one(ranks_);
+    for (std::size_t n = 0; n < stamps_.size(); ++n) {
+      for (std::size_t r = 0; r < ranks_; ++r) one[r] = gathered_[r * stamps_.size() + n];
+      samples.push_back(makespan(one));
+    }
+    log.add(i, notes[0].before_ns, notes[0].after_ns, samples);
+    iteration_ns_[i] = static_cast<double>(notes[0].wall_ns) / static_cast<double>(iterations);
+    last_now_ns_ = notes[0].now_ns;
+  }
+
+  void measure_rounds() {
+    std::vector<std::size_t> active;
+    for (std::size_t i = 0; i < methods_.size(); ++i)
+      if (methods_[i] != nullptr) active.push_back(i);
+    if (active.empty()) return;
+    last_now_ns_ = gather(now_ns())[0];
+    std::vector<std::size_t> order = active;
+    for (std::uint64_t round = 0;; ++round) {
+      Random random(workload_.point().seed, 0x726f756e64000000ULL + round);
+      for (std::size_t n = order.size(); n > 1; --n) std::swap(order[n - 1], order[random.below(n)]);
+      for (const std::size_t i : order) {
+        measure_block(i, *methods_[i], log_);
+        // The first round is always whole, so that every method has a number.
+        if (round > 0 && elapsed(last_now_ns_) > options_.max_seconds) return;
+      }
+      if (options_.progress && transport_.world().rank == 0)
+        options_.progress(
+            std::min(1.0, static_cast<double>(round + 1) / static_cast<double>(options_.rounds)));
+      if (log_.complete(active, options_.rounds)) return;
+      if (elapsed(last_now_ns_) > options_.max_seconds) return;
+    }
+  }
+
+  /// Inner phases that cost time are measured with an object of their own, after the numbers that count.
+  void measure_inner(std::size_t i) {
+    if (result_.methods[i].status != "ok" || !options_.inner_phases || !plan_.specs[i].inner_phases_cost)
+      return;
+    methods_[i].reset();
+    meet();
+    MethodSettings settings = settings_;
+    settings.record_inner = true;
+    const std::unique_ptr<Method> method =
+        plan_.specs[i].make(MethodContext{transport_, workload_, settings, memory_});
+    for (std::int64_t round = 0; round < std::min(options_.rounds, kInnerRounds); ++round) {
+      measure_block(i, *method, inner_log_);
+      if (elapsed(last_now_ns_) > options_.max_seconds * 1.25) break;
+    }
+    meet();
+  }
+
+  Transport& transport_;
+  const Workload& workload_;
+  const MethodPlan& plan_;
+  const MethodSettings& settings_;
+  const HarnessOptions& options_;
+  std::size_t ranks_;
+  std::unique_ptr<Collectives> collectives_;
+  RoundTripProbe probe_;
+  SharedMemory memory_;
+  Verifier verifier_;
+  RoundLog log_;
+  RoundLog inner_log_;
+  std::vector<std::unique_ptr<Method>> methods_;
+  std::vector<double> iteration_ns_;  ///< Estimate per method, the same on every rank
+  std::vector<RankStamps> stamps_;
+  std::vector<RankStamps> gathered_;
+  std::int64_t begin_ns_ = 0;
+  std::int64_t last_now_ns_ = 0;
+  PointResult result_;
+};
+
+}  // namespace
+
+PointResult measure_point(Transport& transport, const Workload& workload, const MethodPlan& plan,
+                          const MethodSettings& settings, const HarnessOptions& options) {
+  return PointRun(transport, workload, plan, settings, options).run();
+}
+
+}  // namespace shunt::bench

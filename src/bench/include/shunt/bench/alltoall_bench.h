@@ -1,0 +1,34 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <shunt/bench/options.h>
+#include <shunt/bench/results.h>
+
+namespace shunt::bench {
+
+/// Where the benchmark speaks while it runs. Either may be empty.
+struct BenchOutput {
+  std::function<void(const std::string&)> text;  ///< Tables and sentences
+  /// Share done in [0, 1] and what is running; called from rank 0's process.
+  std::function<void(double share, const std::string& what)> progress;
+};
+
+struct AllToAllBenchReport {
+  std::vector<PointResult> points;
+  std::string tsv_path, jsonl_path;  ///< Empty where no file was written
+  bool failed = false;               ///< Some method delivered wrong data
+};
+
+/// Measures every point with every method. Each point is one world of ranks; its methods run interleaved in
+/// rounds and every payload is checked. Errors:  Errc::invalid_argument, Errc::unavailable, Errc::io,
+/// Errc::out_of_memory (no method of a point fits) before a
+///          point is measured; what ended a rank.
+/// Threads: from a single-threaded process (ranks are forked).
+[[nodiscard]] AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options,
+                                                     const std::vector<std::string>& command,
+                                                     const BenchOutput& output);
+
+}  // namespace shunt::bench

@@ -1,0 +1,141 @@
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <shunt/bench/workload.h>
+#include <shunt/layout/slots.h>
+#include <shunt/transport/collectives.h>
+#include <shunt/transport/transport.h>
+
+namespace shunt::bench {
+
+/// Parts of dispatch and combine that a method may report besides the phases.
+enum class Inner : std::uint8_t {
+  route,             ///< Which rank and expert each selection goes to, counts
+  count_exchange,    ///< Counts to the peers, or waiting for theirs
+  pack,              ///< Rows into send buffers
+  exchange,          ///< Payload between ranks
+  unpack,            ///< Rows from receive buffers to their expert
+  place,             ///< Where arriving rows go
+  combine_pack,      ///< Expert results into send buffers
+  combine_exchange,  ///< Results between ranks, or waiting for them
+  reduce,            ///< Weighted sums
+};
+inline constexpr std::size_t kNumInner = 9;
+[[nodiscard]] const char* inner_name(Inner inner) noexcept;
+
+/// Nanoseconds of each inner phase in one iteration; -1 where the method has none such.
+using InnerTimes = std::array<std::int64_t, kNumInner>;
+
+/// Rows of one rank after dispatch, for the check: expert-major, by (expert, source group, token).
+struct ArrivedRows {
+  std::vector<const std::byte*> rows;  ///< [N]
+  std::vector<const float*> scales;    ///< [N]; empty without scales
+};
+
+/// One way to do dispatch and combine, on one rank, bound to a workload. All calls are collective and come in
+/// the order dispatch, touch, combine; between them the harness lets the ranks meet.
+class Method {
+ public:
+  virtual ~Method() = default;
+  virtual void dispatch() = 0;
+  /// Reads each received row and writes an output row, y = x * scale * expert_factor(expert).
+  virtual void touch() = 0;
+  virtual void combine() = 0;
+
+  /// Received rows between dispatch and combine. Floors that deliver nothing return an empty list.
+  [[nodiscard]] virtual ArrivedRows arrived() const = 0;
+  /// Combined tokens [T, H] of this rank's group, out_dtype; null for a method without a combine.
+  [[nodiscard]] virtual const std::byte* combined() const = 0;
+  /// A check of its own for floors, which deliver no rows; as Verifier::check_rows.
+  [[nodiscard]] virtual std::string check_own() const { return {}; }
+  /// Overwrites what earlier iterations left in every output, so that only new bytes can pass the check.
+  /// Called between iterations, all ranks having met before and after.
+  virtual void poison() = 0;
+  /// Iterations after which the first output memory is used again.
+  [[nodiscard]] virtual int buffer_generations() const noexcept { return 1; }
+  [[nodiscard]] const InnerTimes& inner_times() const noexcept { return inner_; }
+
+ protected:
+  Method() { inner_.fill(-1); }
+  /// Adds the time since `start` to an inner phase and returns now.
+  Clock::time_point mark(Inner inner, Clock::time_point start) noexcept {
+    const Clock::time_point now = Clock::now();
+    inner_[static_cast<std::size_t>(inner)] =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(now - start).count();
+    return now;
+  }
+  InnerTimes inner_{};
+};
+
+/// What of a step a method does.
+enum class MethodKind : std::uint8_t {
+  rows,   ///< The whole step, rows delivered expert by expert in the owner's memory
+  view,   ///< The whole step, rows left in the sources' memory
+  floor,  ///< A bound, not a method: part of a step
+};
+
+/// Options that reach into a method.
+struct MethodSettings {
+  RowLayout layout = RowLayout::packed;
+  std::int64_t alignment = 1;
+  std::int64_t max_recv_rows = -1;
+  std::chrono::milliseconds deadline{30'000};
+  bool record_inner = false;  ///< Ask the method for inner phases even where they cost time
+};
+
+/// Bytes of the buffers that the methods of a point share, per rank: only one method runs at a time. Methods
+/// that want one buffer take the largest wish.
+struct SharedSizes {
+  std::int64_t collective = 0;  ///< Largest message of the collectives (symmetric, counted twice)
+  std::int64_t region = 0;      ///< Symmetric, written by peers
+  std::int64_t tokens = 0;      ///< Symmetric copy of the tokens
+  std::int64_t pack = 0;        ///< Private, packed rows
+  std::int64_t receive = 0;     ///< Private, as they came
+  std::int64_t rows = 0;        ///< Private, expert by expert
+  std::int64_t outputs = 0;     ///< Private, expert results
+  [[nodiscard]] std::int64_t total() const noexcept {
+    return 2 * collective + region + tokens + pack + receive + rows + outputs;
+  }
+};
+[[nodiscard]] SharedSizes larger(const SharedSizes& a, const SharedSizes& b) noexcept;
+
+class SharedMemory;
+
+/// What a method is built from; all outlive it.
+struct MethodContext {
+  Transport& transport;
+  const Workload& workload;
+  const MethodSettings& settings;
+  SharedMemory& memory;  ///< Buffers that the methods of a point share, since only one runs at a time
+};
+
+/// A method by name.
+struct MethodSpec {
+  std::string name{};     ///< "pack/exchange"
+  std::string variant{};  ///< Several candidates of one name are compared and the best is reported
+  std::string summary{};  ///< One line for --list
+  MethodKind kind = MethodKind::rows;
+  std::string unavailable{};  ///< Why this build or machine cannot run it; empty where it can
+  bool has_dispatch = true;
+  bool has_combine = true;
+  bool inner_phases_cost = false;  ///< Inner phases need settings.record_inner and a run of their own
+  /// Symmetric memory of one rank that this method alone needs; empty for none.
+  std::function<std::int64_t(const Workload&, const MethodSettings&)> own_bytes{};
+  /// What it needs of the buffers that the methods of a point share; empty for the combined tokens alone.
+  std::function<SharedSizes(const Workload&)> shared_sizes{};
+  /// Bytes that all ranks move in one iteration, where that is far more than the payload; else empty.
+  std::function<std::int64_t(const Workload&)> moved_bytes{};
+  std::function<std::unique_ptr<Method>(const MethodContext&)> make{};
+};
+
+/// Every method in the order of the tables: ours, the baselines, the floors, then those this build lacks.
+[[nodiscard]] std::vector<MethodSpec> alltoall_methods();
+
+}  // namespace shunt::bench

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <shunt/bench/method.h>
+#include <shunt/transport/launch.h>
+
+namespace shunt::bench {
+
+/// What `shunt bench alltoall` was asked to do. Values here are checked by run_alltoall_bench.
+struct AllToAllBenchOptions {
+  std::int32_t ranks = 0;            ///< 0: WORLD_LOCAL_SIZE where set, else 2
+  std::vector<std::string> presets;  ///< Empty: v2-lite and r1, unless a size below is given
+  std::int32_t num_experts = 0;      ///< 0: from the preset
+  std::int32_t top_k = 0;
+  std::int64_t hidden = 0;
+  std::vector<std::int64_t> tokens{1, 4, 8, 16, 32, 64, 128};
+  std::int32_t dp_size = 1;
+  DType in_dtype = DType::bf16;
+  DType out_dtype = DType::bf16;
+  std::string transport = "shm";
+  RankMode mode = RankMode::processes;
+  RowLayout layout = RowLayout::packed;
+  std::int64_t alignment = 1;
+  std::int64_t max_recv_rows = -1;
+  std::vector<std::string> routings{"uniform"};
+  std::string input;                 ///< Directory of a model dump; empty: tokens from the seed
+  std::vector<std::string> methods;  ///< Empty: all
+  std::int64_t warmup = 2;           ///< Untimed iterations at the start of each block
+  std::int64_t iterations = 0;       ///< Timed ones per block; 0: as many as fit block_ms
+  double block_ms = 4;
+  std::int64_t rounds = 10;  ///< Kept rounds a comparison needs
+  double max_seconds = 150;  ///< For all points together
+  std::uint64_t seed = 1;
+  std::int64_t deadline_ms = 30'000;
+  bool inner_phases = true;
+  std::string tsv;    ///< Empty: data/<time>_unified_moe_separated.tsv
+  std::string jsonl;  ///< Empty: the TSV's name with .jsonl
+  bool write_files = true;
+  std::vector<MethodSpec> registry = alltoall_methods();
+};
+
+/// Parses "1,4,8": whole numbers from 1 to 8192.
+/// Errors: Errc::invalid_argument with the text, the part that is wrong and what is allowed.
+[[nodiscard]] std::vector<std::int64_t> parse_token_counts(std::string_view text);
+
+/// Parses a whole number in [min, max]; the whole text must be one. `option` names it in the error.
+[[nodiscard]] std::int64_t parse_whole(std::string_view option, std::string_view text, std::int64_t min,
+                                       std::int64_t max);
+/// The same for a number with a fraction.
+[[nodiscard]] double parse_number(std::string_view option, std::string_view text, double min, double max);
+[[nodiscard]] RowLayout parse_layout(std::string_view text);
+/// Splits at commas; empty parts are an error.
+[[nodiscard]] std::vector<std::string> split_list(std::string_view option, std::string_view text);
+
+/// Checks the options against each other and lists the points: presets, then routings, then token counts. The
+/// variables MASTER_ADDR … are read through `get`. Errors: Errc::invalid_argument with option, value and
+/// range; Errc::unavailable for more than one node.
+[[nodiscard]] std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
+                                               const std::function<const char*(const char*)>& get);
+
+/// The methods asked for, floors included.
+/// Errors: Errc::invalid_argument lists the names there are.
+[[nodiscard]] std::vector<MethodSpec> select_methods(const AllToAllBenchOptions& options);
+
+}  // namespace shunt::bench

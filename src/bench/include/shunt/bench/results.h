@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <shunt/bench/method.h>
+#include <shunt/bench/placement.h>
+#include <shunt/bench/workload.h>
+#include <shunt/core/statistics.h>
+
+namespace shunt::bench {
+
+/// One phase of one method in one placement class, microseconds.
+struct PhaseResult {
+  std::string placement;
+  std::string phase;        ///< dispatch, touch, combine, total or an inner phase
+  std::int64_t rounds = 0;  ///< Blocks kept
+  SampleSummary us;
+};
+
+/// One method at one point.
+struct MethodResult {
+  std::string name;
+  std::string variant;
+  MethodKind kind = MethodKind::rows;
+  std::string status = "ok";  ///< ok, skipped, failed
+  std::string reason;
+  bool correct = false;
+  std::string result_hash;  ///< Of the combined tokens in rank order, 16 hex digits; empty without a combine
+  double cold_us[4] = {0, 0, 0, 0};  ///< First call: dispatch, touch, combine, total
+  bool has_dispatch = true;
+  bool has_combine = true;
+  std::vector<PhaseResult> phases;
+
+  /// Null where this phase was not seen in this class.
+  [[nodiscard]] const PhaseResult* find(std::string_view placement, std::string_view phase) const;
+};
+
+/// Everything measured at one point.
+struct PointResult {
+  Point point;
+  std::vector<MethodResult> methods;  ///< Variants of one name apart
+  std::vector<double> round_trips_ns;
+  std::int64_t blocks_kept = 0;
+  std::int64_t blocks_dropped = 0;
+  double seconds = 0;
+  std::int64_t dispatch_bytes = 0, touch_bytes = 0, combine_bytes = 0;  ///< Payload of all ranks
+  std::int64_t sparse_bytes = 0;  ///< Payload that rank 0 brings to dispatch
+  std::int64_t dense_bytes = 0;   ///< The same with every (rank, expert) block padded
+  std::int64_t required_rounds = 0;
+
+  /// The method, or for several variants the one with the smallest median of its phase; null where none ran
+  /// there.
+  [[nodiscard]] const MethodResult* best(std::string_view name, std::string_view placement) const;
+  /// Class in which most methods have the required rounds, then with most rounds; "" where nothing was kept.
+  [[nodiscard]] std::string main_placement() const;
+  /// Classes seen, in the order near, same_l3, far, single.
+  [[nodiscard]] std::vector<std::string> placements() const;
+};
+
+/// Byte strings for the way from rank 0 to the process that started it.
+[[nodiscard]] std::string encode_result(const PointResult& result);
+/// `point` is not transported: the reader knows it.
+[[nodiscard]] PointResult decode_result(std::string_view bytes, const Point& point);
+
+}  // namespace shunt::bench

@@ -1,0 +1,133 @@
+#include <utility>
+
+#include <shunt/alltoall/config.h>
+#include <shunt/bench/method.h>
+#include <shunt/pack/kernels.h>
+
+#include "dense.h"
+#include "floors.h"
+#include "packed.h"
+#include "shunt.h"
+
+namespace shunt::bench {
+namespace {
+
+MethodSpec shunt_method(const char* name, const char* summary, Delivery delivery) {
+  MethodSpec spec{.name = name, .summary = summary};
+  spec.kind = delivery == Delivery::view ? MethodKind::view : MethodKind::rows;
+  spec.inner_phases_cost = true;
+  spec.own_bytes = [delivery](const Workload& workload, const MethodSettings& settings) {
+    return shunt_bytes(workload, settings, delivery);
+  };
+  spec.make = [delivery](const MethodContext& context) { return make_shunt_method(context, delivery); };
+  return spec;
+}
+
+MethodSpec packed_method(const char* name, const char* summary, bool simd, bool put) {
+  MethodSpec spec{.name = name, .summary = summary};
+  spec.shared_sizes = put ? put_sizes : alltoallv_sizes;
+  spec.make = [simd, put](const MethodContext& context) {
+    const PackKernels& kernels = simd ? pack_kernels() : pack_kernels(Isa::scalar);
+    return put ? make_put_method(context, kernels) : make_alltoallv_method(context, kernels, simd);
+  };
+  return spec;
+}
+
+MethodSpec xcopy_method(const char* variant, CopyWay way) {
+  MethodSpec spec{
+      .name = "xcopy", .variant = variant, .summary = "floor of dispatch: the same bytes as bulk copies"};
+  spec.kind = MethodKind::floor;
+  spec.has_combine = false;
+  spec.shared_sizes = xcopy_sizes;
+  spec.make = [way](const MethodContext& context) { return make_xcopy_method(context, way); };
+  return spec;
+}
+
+MethodSpec absent(const char* name, const char* summary, const char* reason) {
+  MethodSpec spec{.name = name, .summary = summary};
+  spec.unavailable = reason;
+  return spec;
+}
+
+}  // namespace
+
+const char* inner_name(Inner inner) noexcept {
+  switch (inner) {
+    case Inner::route:
+      return "route";
+    case Inner::count_exchange:
+      return "count_exchange";
+    case Inner::pack:
+      return "pack";
+    case Inner::exchange:
+      return "exchange";
+    case Inner::unpack:
+      return "unpack";
+    case Inner::place:
+      return "place";
+    case Inner::combine_pack:
+      return "combine_pack";
+    case Inner::combine_exchange:
+      return "combine_exchange";
+    case Inner::reduce:
+      return "reduce";
+  }
+  return "?";
+}
+
+std::vector<MethodSpec> alltoall_methods() {
+  std::vector<MethodSpec> all;
+  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place", Delivery::rows));
+  all.push_back(
+      shunt_method("shunt/view", "pointers to the rows where the sources hold them", Delivery::view));
+
+  MethodSpec empty{.name = "empty", .summary = "floor: shunt's step with zero tokens"};
+  empty.kind = MethodKind::floor;
+  empty.own_bytes = [](const Workload&, const MethodSettings&) { return std::int64_t{1} << 20; };
+  empty.make = make_empty_method;
+  all.push_back(std::move(empty));
+  all.push_back(xcopy_method("push", CopyWay::push));
+  all.push_back(xcopy_method("push_streaming", CopyWay::push_streaming));
+  all.push_back(xcopy_method("pull", CopyWay::pull));
+  all.push_back(xcopy_method("pull_streaming", CopyWay::pull_streaming));
+  MethodSpec reduce{.name = "reduce", .summary = "floor of combine: the weighted sums of rows already local"};
+  reduce.kind = MethodKind::floor;
+  reduce.has_dispatch = false;
+  reduce.shared_sizes = reduce_sizes;
+  reduce.make = make_reduce_method;
+  all.push_back(std::move(reduce));
+
+  all.push_back(packed_method("simd/put", "vector pack, put with signal, vector unpack", true, true));
+  all.push_back(
+      packed_method("simd/alltoallv", "vector pack in place, alltoallv, vector unpack", true, false));
+  all.push_back(packed_method("scalar/put", "scalar pack, put with signal, scalar unpack", false, true));
+  all.push_back(packed_method("scalar/alltoallv", "scalar pack, alltoallv, scalar unpack", false, false));
+  MethodSpec dense{.name = "dense", .summary = "every (rank, expert) block padded to the worst case"};
+  dense.shared_sizes = dense_sizes;
+  dense.moved_bytes = dense_moved_bytes;
+  dense.make = make_dense_method;
+  all.push_back(std::move(dense));
+
+  all.push_back(absent("torch", "torch.distributed all_to_all_single", "this build has no libtorch method"));
+  all.push_back(absent("cpu/nccl", "CPU pack, NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
+  all.push_back(
+      absent("cpu/nvshmem", "CPU pack, NVSHMEM put", "this build has no NVSHMEM: it needs CUDA and a GPU"));
+  all.push_back(absent("cuda/nccl", "CUDA pack, NCCL", "this build has no CUDA"));
+  all.push_back(absent("cuda/nvshmem", "CUDA pack, NVSHMEM put", "this build has no CUDA"));
+  all.push_back(
+      absent("dense/nccl", "padded all-to-all by NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
+  all.push_back(absent("dense/nvshmem", "padded all-to-all by NVSHMEM",
+                       "this build has no NVSHMEM: it needs CUDA and a GPU"));
+  all.push_back(absent("simd/mpi", "vector pack, MPI_Alltoallv", "this build has no MPI transport"));
+  all.push_back(
+      absent("simd/mpi-dedup", "one row per token and rank over MPI", "this build has no MPI transport"));
+  all.push_back(absent("simd/gloo", "vector pack, gloo alltoallv", "this build has no gloo"));
+  all.push_back(
+      absent("shunt/flat", "shunt over several nodes, one hop", "this build has no network transport"));
+  all.push_back(
+      absent("shunt/hier", "shunt over several nodes, two hops", "this build has no network transport"));
+  all.push_back(absent("memcpy", "floor: device copy of the same bytes", "this build has no CUDA"));
+  return all;
+}
+
+}  // namespace shunt::bench

@@ -1,0 +1,91 @@
+#include <fmt/format.h>
+
+#include <shunt/bench/report.h>
+
+namespace shunt::bench {
+namespace {
+
+double gb_per_s(std::int64_t bytes, double us) {
+  return us > 0 ? static_cast<double>(bytes) / us / 1e3 : 0;
+}
+
+std::int64_t phase_bytes(const PointResult& result, const MethodResult& method, std::string_view phase) {
+  if (method.name == "empty") return 0;
+  if (phase == "dispatch" || phase == "pack" || phase == "exchange" || phase == "unpack")
+    return result.dispatch_bytes;
+  if (phase == "touch") return result.touch_bytes;
+  if (phase == "combine" || phase == "combine_pack" || phase == "combine_exchange" || phase == "reduce")
+    return result.combine_bytes;
+  return phase == "total" ? result.dispatch_bytes + result.combine_bytes : 0;
+}
+
+Record base_record(const PointResult& result, const MethodResult& method, std::string_view transport,
+                   const std::string& phase) {
+  const Point& point = result.point;
+  Record record("result");
+  record.set("bench", "alltoall")
+      .set("method", method.name)
+      .set("variant", method.variant)
+      .set("phase", phase)
+      .set("status", method.status)
+      .set("reason", method.reason)
+      .set("correct", method.correct)
+      .set("transport", std::string(transport))
+      .set("ranks", std::int64_t{point.ranks})
+      .set("nodes", std::int64_t{1})
+      .set("dp_size", std::int64_t{point.dp_size})
+      .set("preset", point.preset)
+      .set("experts", std::int64_t{point.num_experts})
+      .set("topk", std::int64_t{point.top_k})
+      .set("hidden", point.hidden)
+      .set("tokens_per_rank", point.tokens)
+      .set("in_dtype", dtype_name(point.in_dtype))
+      .set("out_dtype", dtype_name(point.out_dtype))
+      .set("routing", point.routing_label)
+      .set("seed", static_cast<std::int64_t>(point.seed));
+  return record;
+}
+
+}  // namespace
+
+std::vector<Record> result_records(const PointResult& result, std::string_view transport) {
+  std::vector<Record> records;
+  for (const MethodResult& method : result.methods) {
+    if (method.status != "ok") {
+      Record record = base_record(result, method, transport, "total");
+      record.set("placement", RecordValue{}).set("rounds", std::int64_t{0});
+      for (const char* key : {"median_us", "p90_us", "p99_us", "min_us", "max_us"})
+        record.set(key, RecordValue{});
+      record.set("samples", std::int64_t{0}).set("bytes", RecordValue{}).set("gb_per_s", RecordValue{});
+      record.set("result_hash", method.result_hash);
+      records.push_back(std::move(record));
+      continue;
+    }
+    for (const PhaseResult& phase : method.phases) {
+      const std::int64_t bytes = phase_bytes(result, method, phase.phase);
+      Record record = base_record(result, method, transport, phase.phase);
+      record.set("placement", phase.placement)
+          .set("rounds", phase.rounds)
+          .set("median_us", phase.us.median)
+          .set("median_low_us", phase.us.median_low)
+          .set("median_high_us", phase.us.median_high)
+          .set("p90_us", phase.us.p90)
+          .set("p99_us", phase.us.p99)
+          .set("min_us", phase.us.min)
+          .set("max_us", phase.us.max)
+          .set("mean_us", phase.us.mean)
+          .set("cv", phase.us.coefficient_of_variation)
+          .set("samples", phase.us.count)
+          .set("bytes", bytes)
+          .set("gb_per_s", gb_per_s(bytes, phase.us.median));
+      const char* const names[] = {"dispatch", "touch", "combine", "total"};
+      for (std::size_t i = 0; i < 4; ++i)
+        if (phase.phase == names[i]) record.set("cold_us", method.cold_us[i]);
+      record.set("result_hash", method.result_hash);
+      records.push_back(std::move(record));
+    }
+  }
+  return records;
+}
+
+}  // namespace shunt::bench

@@ -1,0 +1,162 @@
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <shunt/bench/alltoall_bench.h>
+#include <shunt/bench/report.h>
+#include <shunt/core/error.h>
+
+#include "commands.h"
+
+namespace shunt::cli {
+namespace {
+
+using bench::AllToAllBenchOptions;
+
+/// Options as they were typed; the bench module says what is allowed.
+struct Typed {
+  AllToAllBenchOptions options;
+  bool list = false;
+  bool quiet = false;
+};
+
+/// Adds an option whose text `set` turns into a value. The errors of `set` pass through CLI11 unchanged.
+template <class Set>
+void add_text(CLI::App& app, const std::string& name, const std::string& help, const std::string& type,
+              const Set& set) {
+  app.add_option_function<std::string>(
+         name, [name, set](const std::string& text) { set(name, text); }, help)
+      ->type_name(type);
+}
+
+template <class T>
+void add_whole(CLI::App& app, const std::string& name, const std::string& help, T& value, std::int64_t min,
+               std::int64_t max) {
+  add_text(app, name, help, "N", [&value, min, max](const std::string& option, const std::string& text) {
+    value = static_cast<T>(bench::parse_whole(option, text, min, max));
+  });
+}
+
+void add_list(CLI::App& app, const std::string& name, const std::string& help,
+              std::vector<std::string>& values) {
+  app.add_option_function<std::vector<std::string>>(
+         name,
+         [name, &values](const std::vector<std::string>& given) {
+           values.clear();
+           for (const std::string& text : given)
+             for (std::string& part : bench::split_list(name, text)) values.push_back(std::move(part));
+         },
+         help)
+      ->type_name("NAME,...")
+      ->take_all()
+      ->expected(1, -1)
+      ->allow_extra_args(false);
+}
+
+void show_progress(double share, const std::string& what) {
+  constexpr int kWidth = 30;
+  const int filled = static_cast<int>(share * kWidth);
+  fmt::print(stderr, "\r\x1b[K[{:=<{}}{:<{}}] {:3.0f} % {}", "", filled, "", kWidth - filled, share * 100,
+             share < 1 ? what : "");
+  if (share >= 1) fmt::print(stderr, "\r\x1b[K");
+  std::fflush(stderr);
+}
+
+int run(const Typed& typed, const std::vector<std::string>& arguments) {
+  if (typed.list) {
+    fmt::print("{}", bench::format_methods(typed.options.registry));
+    return 0;
+  }
+  bench::BenchOutput output;
+  const bool terminal = isatty(STDERR_FILENO) == 1 && !typed.quiet;
+  if (terminal) output.progress = show_progress;
+  output.text = [terminal](const std::string& text) {
+    if (terminal) fmt::print(stderr, "\r\x1b[K");
+    fmt::print("{}", text);
+    std::fflush(stdout);
+  };
+  const bench::AllToAllBenchReport report = bench::run_alltoall_bench(typed.options, arguments, output);
+  if (report.failed)
+    throw Error(Errc::check_failed, "a method delivered wrong data; the tables above say which and where");
+  return 0;
+}
+
+}  // namespace
+
+void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& arguments, Command& command) {
+  CLI::App* app = parent.add_subcommand(
+      "alltoall", "Which dispatch and combine method is fastest here, phase by phase, every payload checked");
+  const auto typed = std::make_shared<Typed>();
+  AllToAllBenchOptions& o = typed->options;
+  add_whole(*app, "--ranks", "Ranks on this machine (default 2, or WORLD_LOCAL_SIZE)", o.ranks, 1, 1024);
+  add_list(*app, "--preset", "Model shapes (default v2-lite,r1)", o.presets);
+  add_whole(*app, "--experts", "Experts over all ranks", o.num_experts, 1, 1 << 20);
+  add_whole(*app, "--topk", "Experts per token", o.top_k, 1, 1 << 20);
+  add_whole(*app, "--hidden", "Elements per token", o.hidden, 1, std::int64_t{1} << 24);
+  add_text(*app, "--tokens", "Tokens per rank (default 1,4,8,16,32,64,128; up to 8192)", "N,...",
+           [&o](const std::string&, const std::string& text) { o.tokens = bench::parse_token_counts(text); });
+  add_whole(*app, "--dp-size", "Consecutive ranks that hold the same tokens (default 1)", o.dp_size, 1, 1024);
+  const std::string dtypes = "bfloat16|float16|float8_e4m3fn|float8_e5m2|float32";
+  add_text(*app, "--in-dtype", "Of tokens (default bfloat16); fp8 has a scale per 128 elements", dtypes,
+           [&o](const std::string&, const std::string& text) { o.in_dtype = parse_dtype(text); });
+  add_text(*app, "--out-dtype", "Of results (default bfloat16)", "bfloat16|float16|float32",
+           [&o](const std::string&, const std::string& text) { o.out_dtype = parse_dtype(text); });
+  app->add_option("--transport", o.transport, "How ranks reach each other (default shm); see shunt doctor");
+  add_text(*app, "--layout", "Of received rows (default packed)", "packed|padded",
+           [&o](const std::string&, const std::string& text) { o.layout = bench::parse_layout(text); });
+  add_whole(*app, "--alignment", "Rows to which each expert's start is aligned (default 1)", o.alignment, 1,
+            4096);
+  add_whole(*app, "--max-recv-rows", "Most rows a rank may receive (default: the worst case); bounds memory",
+            o.max_recv_rows, 0, std::int64_t{1} << 40);
+  app->add_option_function<std::vector<std::string>>(
+         "--routing", [&o](const std::vector<std::string>& given) { o.routings = given; },
+         "KIND[:ARGUMENT][+mask:SHARE][+uneven]: uniform, powerlaw:ALPHA, one, grouped:GROUPS,TOP, "
+         "trace:FILE, text:FILE; "
+         "may be repeated")
+      ->type_name("ROUTING")
+      ->take_all()
+      ->expected(1, -1)
+      ->allow_extra_args(false);
+  app->add_option("--input", o.input, "Tokens and routing from DIR/{x,topk_idx,topk_weights}.npy")
+      ->type_name("DIR");
+  add_list(*app, "--methods", "Methods to run (default all); see --list", o.methods);
+  add_whole(*app, "--warmup", "Untimed iterations at the start of a block (default 2)", o.warmup, 0,
+            1'000'000);
+  add_whole(*app, "--iterations", "Timed iterations per block, up to 500 (default: what fits 4 ms)",
+            o.iterations, 1, 500);
+  add_whole(*app, "--rounds", "Rounds in one placement class that a comparison needs (default 10)", o.rounds,
+            1, 100'000);
+  add_text(*app, "--max-seconds", "Longest measuring time over all points (default 150)", "SECONDS",
+           [&o](const std::string& option, const std::string& text) {
+             o.max_seconds = bench::parse_number(option, text, 0.1, 1e6);
+           });
+  add_text(*app, "--seed", "Of tokens, routing and order (default 1)", "N",
+           [&o](const std::string& option, const std::string& text) {
+             o.seed = static_cast<std::uint64_t>(bench::parse_whole(option, text, 0, INT64_MAX));
+           });
+  add_whole(*app, "--deadline", "Milliseconds a rank waits for another (default 30000)", o.deadline_ms, 1,
+            86'400'000);
+  app->add_option("--tsv", o.tsv,
+                  "Table file (default data/<time>_unified_moe_separated.tsv); never overwritten");
+  app->add_option("--jsonl", o.jsonl, "Record file (default: beside the table)");
+  app->add_flag("--inner-phases,!--no-inner-phases", o.inner_phases,
+                "Also time the parts of dispatch and combine (default)");
+  app->add_flag("--quiet", typed->quiet, "No progress bar");
+  app->add_flag("--list", typed->list, "List the methods, what they are and why some are absent");
+  add_text(
+      *app, "--rank-mode", "", "processes|threads", [&o](const std::string& option, const std::string& text) {
+        if (text != "processes" && text != "threads")
+          throw Error(Errc::invalid_argument,
+                      fmt::format("{}: \"{}\" is not allowed; allowed: processes, threads", option, text));
+        o.mode = text == "threads" ? RankMode::threads : RankMode::processes;
+      });
+  app->get_option("--rank-mode")->group("");
+  app->callback(
+      [&command, typed, &arguments] { command = [typed, &arguments] { return run(*typed, arguments); }; });
+}
+
+}  // namespace shunt::cli

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+}
+
+namespace shunt::cli {
+
+/// What the chosen subcommand runs; returns the exit status.
+using Command = std::function<int()>;
+
+/// Each adds its subcommand to `parent`; when that was given, parsing stores what to run in `command`.
+void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
+void add_doctor(CLI::App& parent, Command& command);
+
+}  // namespace shunt::cli

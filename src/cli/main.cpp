@@ -1,0 +1,49 @@
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+
+#include <shunt/core/error.h>
+#include <shunt/core/record.h>
+
+#include "commands.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv, argv + argc);
+  CLI::App app{
+      "Shunt moves the tokens of a mixture-of-experts model to their experts and back, and measures it."};
+  app.name("shunt");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", fmt::format("shunt {} ({})", shunt::version(), shunt::git_revision()));
+  shunt::cli::Command command;
+  CLI::App* bench = app.add_subcommand("bench", "Measure");
+  bench->require_subcommand(1);
+  shunt::cli::add_bench_alltoall(*bench, arguments, command);
+  shunt::cli::add_doctor(app, command);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // The library has codes of its own; here 0 is help and version, and 2 whatever the user can mend.
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return command ? command() : 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const shunt::Error& error) {
+    fmt::print(stderr, "shunt: {}: {}\n", shunt::errc_name(error.code()), error.what());
+    return shunt::exit_status(error.code());
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "shunt: {}\n", error.what());
+    return 1;
+  }
+}
