@@ -1,15 +1,12 @@
 #include "text.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <unordered_map>
 
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
 
+#include "read_file.h"
 #include "streams.h"
 
 namespace shunt::detail {
@@ -62,12 +59,7 @@ Text split_words(std::string_view text) {
 }
 
 Text read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(Errc::io, fmt::format("{}: cannot open: {}", path, std::strerror(errno)));
-  const std::string content{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad() || (content.empty() && file.fail() && !file.eof())) {
-    throw Error(Errc::io, fmt::format("{}: cannot read: {}", path, std::strerror(errno)));
-  }
+  const std::string content = read_file(path);
   Text text = split_words(content);
   if (text.tokens.empty()) {
     throw Error(Errc::io, fmt::format("{}: holds no words ({} bytes); routing from text needs at least one",

@@ -1,8 +1,7 @@
 #include <shunt/routing/trace.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
+#include <algorithm>
+#include <cstdlib>
 #include <iterator>
 #include <limits>
 #include <optional>
@@ -17,6 +16,7 @@
 
 #include "check.h"
 #include "json_position.h"
+#include "read_file.h"
 
 namespace shunt {
 namespace {
@@ -36,9 +36,10 @@ class Line {
       json_ = Json::parse(text);
     } catch (const Json::parse_error& error) {
       // nlohmann counts bytes from 1 and reports the last one read.
-      const auto column = std::max<std::int64_t>(1, static_cast<std::int64_t>(error.byte));
-      fail(column,
+      fail(std::max<std::int64_t>(1, static_cast<std::int64_t>(error.byte)),
            fmt::format("not valid JSON; expected one object with the keys {}", fmt::join(keys, ", ")));
+    } catch (const Json::out_of_range&) {
+      fail(1, "holds a number too large for a double");
     }
     if (!json_.is_object()) {
       fail(1, fmt::format("expected an object with the keys {}", fmt::join(keys, ", ")));
@@ -153,16 +154,6 @@ Routing read_routing(const Line& line, const Trace& trace) {
   return routing;
 }
 
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(Errc::io, fmt::format("{}: cannot open: {}", path, std::strerror(errno)));
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad() || (text.empty() && file.fail() && !file.eof())) {
-    throw Error(Errc::io, fmt::format("{}: cannot read: {}", path, std::strerror(errno)));
-  }
-  return text;
-}
-
 /// Shortest decimal that reads back as `weight`, also for a reader that goes through double.
 void append_weight(fmt::memory_buffer& out, float weight) {
   const std::string text = fmt::format("{}", weight);
@@ -173,7 +164,7 @@ void append_weight(fmt::memory_buffer& out, float weight) {
 }  // namespace
 
 Trace read_trace(const std::string& path) {
-  const std::string text = read_file(path);
+  const std::string text = detail::read_file(path);
   std::string_view rest = text;
   std::int64_t number = 0;
   const auto next_line = [&](std::string_view expected) {

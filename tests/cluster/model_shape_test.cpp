@@ -1,0 +1,172 @@
+#include <shunt/cluster/model_shape.h>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+
+#include <gtest/gtest.h>
+
+#include <shunt/core/error.h>
+
+#include "nearest.h"
+
+namespace shunt {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kPresets = "presets/models";
+constexpr const char* kGood =
+    "format = 1\ndescription = \"d\"\nsource = \"s\"\nexperts = 8\ntopk = 2\nhidden = 16\n";
+
+class ModelShapeTest : public testing::Test {
+ protected:
+  ModelShapeTest() {
+    std::string name = (fs::temp_directory_path() / "shunt-cluster-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make " + name);
+    dir_ = name;
+  }
+  ~ModelShapeTest() override { fs::remove_all(dir_); }
+
+  std::string write(const std::string& name, const std::string& content) const {
+    std::ofstream(dir_ + "/" + name) << content;
+    return dir_ + "/" + name;
+  }
+
+  /// kGood with one part replaced.
+  static std::string with(const std::string& from, const std::string& to) {
+    std::string text = kGood;
+    return text.replace(text.find(from), from.size(), to);
+  }
+
+  void refuse(const std::string& content, const std::string& message) const {
+    const std::string path = write("m.toml", content);
+    expect_error(Errc::io, path + ":" + message, [&] { (void)read_model_shape(path); });
+  }
+
+  template <class Body>
+  static void expect_error(Errc code, const std::string& message, Body&& body) {
+    try {
+      body();
+      ADD_FAILURE() << "no error; expected: " << message;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code);
+      EXPECT_EQ(error.what(), message);
+    }
+  }
+
+  std::string dir_;
+};
+
+TEST_F(ModelShapeTest, EveryShippedPresetParses) {
+  const auto names = list_presets(kPresets);
+  EXPECT_GE(names.size(), 15U);
+  EXPECT_TRUE(std::is_sorted(names.begin(), names.end()));
+  for (const std::string& name : names) {
+    const ModelShape shape = find_model_shape(name, kPresets);
+    EXPECT_EQ(shape.name, name);
+    EXPECT_FALSE(shape.description.empty());
+    EXPECT_FALSE(shape.source.empty());
+    EXPECT_LE(shape.top_k, shape.num_experts);
+  }
+}
+
+TEST_F(ModelShapeTest, PublishedShapesAreRight) {
+  struct Shape {
+    const char* name;
+    std::int32_t experts, topk;
+    std::int64_t hidden;
+  };
+  for (const Shape& s :
+       {Shape{"v2-lite", 64, 6, 2048}, Shape{"r1", 256, 8, 7168}, Shape{"mixtral-8x7b", 8, 2, 4096},
+        Shape{"gpt-oss-120b", 128, 4, 2880}, Shape{"kimi-k2", 384, 8, 7168}}) {
+    const ModelShape shape = find_model_shape(s.name, kPresets);
+    EXPECT_EQ(shape.num_experts, s.experts) << s.name;
+    EXPECT_EQ(shape.top_k, s.topk) << s.name;
+    EXPECT_EQ(shape.hidden, s.hidden) << s.name;
+  }
+}
+
+TEST_F(ModelShapeTest, ReadsAPathThatEndsInToml) {
+  const ModelShape shape = find_model_shape(write("my.model-1.5.toml", kGood), "no/such/directory");
+  EXPECT_EQ(shape.name, "my.model-1.5");
+  EXPECT_EQ(shape.hidden, 16);
+}
+
+TEST_F(ModelShapeTest, SuggestsTheNearestPreset) {
+  write("alpha.toml", kGood);
+  write("beta.toml", kGood);
+  write("notes.txt", "");
+  expect_error(
+      Errc::invalid_argument,
+      "model preset \"bet\" does not exist; did you mean \"beta\"? Allowed are a path that ends in .toml "
+      "and alpha, beta",
+      [&] { (void)find_model_shape("bet", dir_); });
+}
+
+TEST_F(ModelShapeTest, NamesDirectoryThatCannotBeListed) {
+  expect_error(Errc::io,
+               "no/such: cannot list the model presets: No such file or directory; SHUNT_PRESETS names their "
+               "directory",
+               [] { (void)list_presets("no/such"); });
+  expect_error(Errc::invalid_argument, "model preset \"r1\": " + dir_ + " holds no presets",
+               [&] { (void)find_model_shape("r1", dir_); });
+  expect_error(Errc::io, dir_ + "/none.toml: cannot read this file",
+               [&] { (void)read_model_shape(dir_ + "/none.toml"); });
+}
+
+TEST_F(ModelShapeTest, NamesLineAndColumnOfEveryMistake) {
+  refuse(with("experts", "expert"),
+         "4:1: unknown key \"expert\"; did you mean \"experts\"? Allowed are format, description, source, "
+         "experts, "
+         "topk, hidden");
+  refuse(with("topk", "  tpok"),
+         "5:3: unknown key \"tpok\"; did you mean \"topk\"? Allowed are format, description, source, "
+         "experts, topk, "
+         "hidden");
+  refuse(with("format = 1\n", ""), "1:1: key \"format\" is missing");
+  refuse(with("hidden = 16\n", ""), "1:1: key \"hidden\" is missing");
+  refuse(with("format = 1", "format = 2"), "1:10: format: expected an integer in [1, 1]");
+  refuse(with("experts = 8", "experts = 0"), "4:11: experts: expected an integer in [1, 2147483647]");
+  refuse(with("experts = 8", "experts = 8.0"), "4:11: experts: expected an integer in [1, 2147483647]");
+  refuse(with("topk = 2", "topk = 9"), "5:8: topk: expected an integer in [1, 8]");
+  refuse(with("topk = 2", "topk = \"2\""), "5:8: topk: expected an integer in [1, 8]");
+  refuse(with("\"d\"", "\"\""), "2:15: description: expected a text in quotes");
+  refuse(with("\"s\"", "7"), "3:10: source: expected a text in quotes");
+}
+
+TEST_F(ModelShapeTest, NamesLineOfBrokenToml) {
+  const std::string path = write("m.toml", with("experts = 8", "experts = = 8"));
+  try {
+    (void)read_model_shape(path);
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Errc::io);
+    EXPECT_EQ(std::string(error.what()).rfind(path + ":4:11: not valid TOML: ", 0), 0U) << error.what();
+  }
+}
+
+TEST_F(ModelShapeTest, PresetDirectoryFollowsTheEnvironment) {
+  ASSERT_EQ(unsetenv("SHUNT_PRESETS"), 0);
+  EXPECT_EQ(list_presets(preset_directory()), list_presets(kPresets));
+  ASSERT_EQ(setenv("SHUNT_PRESETS", dir_.c_str(), 1), 0);
+  EXPECT_EQ(preset_directory(), dir_);
+  ASSERT_EQ(unsetenv("SHUNT_PRESETS"), 0);
+}
+
+TEST(NearestTest, CountsEdits) {
+  EXPECT_EQ(detail::edit_distance("", ""), 0U);
+  EXPECT_EQ(detail::edit_distance("", "abc"), 3U);
+  EXPECT_EQ(detail::edit_distance("abc", ""), 3U);
+  EXPECT_EQ(detail::edit_distance("kitten", "sitting"), 3U);
+  EXPECT_EQ(detail::edit_distance("tpok", "topk"), 1U);
+  EXPECT_EQ(detail::nearest("r2", {"r1", "v2", "r22"}), "r1");
+  EXPECT_EQ(detail::nearest("x", {}), "");
+}
+
+}  // namespace
+}  // namespace shunt
