@@ -2,6 +2,7 @@
 #include <chrono>
 #include <cstdint>
 #include <iostream>
+#include <utility>
 
 #include <shunt/alltoall/all_to_all.h>
 #include <shunt/transport/launch.h>
