@@ -84,76 +84,92 @@ class DistinctDraw {
 struct Popularity {
   std::vector<std::int32_t> order;  ///< Expert at each place
   std::vector<double> weight;       ///< By place, falling; the smallest may be 0
-  std::vector<double> cumulative;   ///< Sums of weight[0 … p]
 
   Popularity() = default;
   Popularity(std::int32_t num_experts, double alpha, std::uint64_t seed) {
-    const auto n = static_cast<std::size_t>(num_experts);
-    order.resize(n);
+    order.resize(static_cast<std::size_t>(num_experts));
     DistinctDraw draw(num_experts);
     Random random(detail::purpose_seed(seed, Purpose::permutation));
     draw(random, order);
-    double sum = 0.0;
-    for (std::size_t p = 0; p < n; ++p) {
+    for (std::size_t p = 0; p < order.size(); ++p) {
       const double exponent = -alpha * portable_log2(static_cast<double>(p + 1));
-      // Below 2^-1000 a weight beside the 1 of place 0 is nothing; portable_exp2 need not handle subnormals.
+      // Below 2^-1000 a weight beside the 1 of place 0 is nothing; subnormals are kept out of the sums.
       weight.push_back(exponent < -1000.0 ? 0.0 : portable_exp2(exponent));
-      cumulative.push_back(sum += weight.back());
     }
   }
 };
 
 /// Successive sampling without replacement: each draw takes a remaining expert with probability proportional
-/// to its weight. Drawing from all and rejecting repeats has exactly that distribution and is quick while the
-/// remaining weight is large; after a few rejections the remaining weights are summed and walked, which has
-/// the same distribution.
+/// to its weight. Weights are summed in blocks of about sqrt(E), so that a draw looks at 3 sqrt(E) numbers; a
+/// block is summed anew when one of it is taken, since subtracting a large weight would leave its rounding
+/// error in place of the small.
 class WeightedDraw {
  public:
   explicit WeightedDraw(const Popularity& popularity)
-      : popularity_(popularity), taken_(popularity.order.size(), false) {}
+      : popularity_(popularity), left_(popularity.weight), taken_(left_.size(), 0) {
+    while (block_ * block_ < left_.size()) ++block_;
+    block_sum_.resize((left_.size() + block_ - 1) / block_);
+    for (std::size_t b = 0; b < block_sum_.size(); ++b) sum_block(b);
+  }
 
   void operator()(Random& random, std::span<std::int32_t> out) {
     places_.clear();
     for (std::int32_t& expert : out) {
-      const std::size_t place = draw_place(random);
-      taken_[place] = true;
-      places_.push_back(place);
+      const std::size_t place = draw_place(random.uniform());
       expert = popularity_.order[place];
+      taken_[place] = 1;
+      left_[place] = 0.0;
+      sum_block(place / block_);
+      places_.push_back(place);
     }
-    for (const std::size_t place : places_) taken_[place] = false;
+    for (const std::size_t place : places_) {
+      taken_[place] = 0;
+      left_[place] = popularity_.weight[place];
+    }
+    for (const std::size_t place : places_) sum_block(place / block_);
   }
 
  private:
-  static constexpr int kAttempts = 6;
+  [[nodiscard]] std::size_t end_of(std::size_t block) const {
+    return std::min((block + 1) * block_, left_.size());
+  }
 
-  std::size_t draw_place(Random& random) const {
-    const auto& cumulative = popularity_.cumulative;
-    for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      const double x = random.uniform() * cumulative.back();
-      const auto it = std::upper_bound(cumulative.begin(), cumulative.end(), x);
-      if (it == cumulative.end()) continue;  // The product was rounded up to the sum.
-      const auto place = static_cast<std::size_t>(it - cumulative.begin());
-      if (!taken_[place]) return place;
-    }
-    double remaining = 0.0;
-    for (std::size_t p = 0; p < taken_.size(); ++p) {
-      if (!taken_[p]) remaining += popularity_.weight[p];
-    }
-    const double x = random.uniform() * remaining;
+  void sum_block(std::size_t block) {
     double sum = 0.0;
-    std::size_t last = taken_.size();
-    for (std::size_t p = 0; p < taken_.size(); ++p) {
-      if (taken_[p]) continue;
-      // Where only weights of 0 remain the first place is taken, which is the limit of the law.
-      if (last == taken_.size() || popularity_.weight[p] > 0.0) last = p;
-      sum += popularity_.weight[p];
-      if (x < sum) return p;
+    for (std::size_t p = block * block_; p < end_of(block); ++p) sum += left_[p];
+    block_sum_[block] = sum;
+  }
+
+  [[nodiscard]] std::size_t draw_place(double u) const {
+    double total = 0.0;
+    for (const double sum : block_sum_) total += sum;
+    if (total == 0.0) {
+      // Only weights of 0 remain: the most popular one is taken, which is the limit of the law.
+      return static_cast<std::size_t>(std::find(taken_.begin(), taken_.end(), 0) - taken_.begin());
     }
-    return last;
+    double x = u * total;
+    std::size_t last = 0;  // The last one that could be meant: rounding may carry x past the end of a sum.
+    for (std::size_t b = 0; b < block_sum_.size(); ++b) {
+      if (block_sum_[b] == 0.0) continue;
+      last = b;
+      if (x < block_sum_[b]) break;
+      x -= block_sum_[b];
+    }
+    std::size_t place = 0;
+    for (std::size_t p = last * block_; p < end_of(last); ++p) {
+      if (left_[p] == 0.0) continue;
+      place = p;
+      if (x < left_[p]) break;
+      x -= left_[p];
+    }
+    return place;
   }
 
   const Popularity& popularity_;
-  std::vector<bool> taken_;
+  std::size_t block_ = 1;
+  std::vector<double> left_;  ///< Weights; 0 where taken
+  std::vector<char> taken_;
+  std::vector<double> block_sum_;
   std::vector<std::size_t> places_;
 };
 

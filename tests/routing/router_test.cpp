@@ -171,7 +171,7 @@ TEST(RouterTest, FewerTokensAreAPrefixOfMore) {
 TEST(RouterTest, GivesTheSameIdsOnEveryPlatform) {
   const std::pair<const char*, std::uint64_t> golden[] = {
       {"uniform", 0xc0980fa680678a39U},
-      {"powerlaw:1.2", 0xb5b0cc9e21a1cb8fU},
+      {"powerlaw:1.2", 0xf451c4c127740d76U},
       {"grouped:8,4", 0x9382c5cccddc88f1U},
       {kText, 0x45289ee53cb67c4eU},
       {"uniform+mask:0.25+uneven", 0x1ad449b008f1e0f5U},
@@ -207,8 +207,8 @@ TEST(RouterTest, PowerLawSamplesSuccessivelyWithoutReplacement) {
   }
 }
 
-TEST(RouterTest, SteepPowerLawStaysExactWhereRepeatsAreRejectedOften) {
-  // Place 0 has 92 % of the weight and place 1 most of the rest, so that most draws exhaust the rejections.
+TEST(RouterTest, SteepPowerLawStaysExactInItsTail) {
+  // Place 0 has 92 % of the weight and place 1 most of the rest, so that later draws see little of the sum.
   const Routing routing = route("powerlaw:4", {60'000, 1, 5, 4});
   std::size_t cells = 0;
   const double chi = successive_chi_square(routing, fitted_weights(routing, 4.0), cells);
