@@ -21,6 +21,9 @@ using namespace std::chrono_literals;
 constexpr std::int32_t kSpins = 200;
 /// With more ranks than CPUs the peer may be waiting for this CPU, and each pause keeps it from running.
 constexpr std::int32_t kSpinsOversubscribed = 20;
+constexpr std::int32_t kFewestSpins = 4;
+/// A yield with nobody else to run takes 0.2 to 0.5 us; two switches of process alone take longer than this.
+constexpr auto kYieldAlone = 1us;
 /// Sleeping costs tens of microseconds to wake up, so it starts only where that is small beside the wait.
 constexpr auto kYieldTime = 10ms;
 constexpr std::int32_t kYieldsPerClock = 8;
@@ -55,7 +58,8 @@ void pause_cpu() noexcept {
 Waiter::Waiter(const Segment& segment, std::int32_t rank, bool oversubscribed)
     : segment_(segment),
       rank_(rank),
-      spins_(oversubscribed ? kSpinsOversubscribed : kSpins),
+      most_spins_(oversubscribed ? kSpinsOversubscribed : kSpins),
+      spins_(most_spins_),
       processes_(static_cast<std::size_t>(segment.ranks()),
                  pollfd{.fd = -1, .events = POLLIN, .revents = 0}) {}
 
@@ -101,17 +105,27 @@ std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, De
   };
   for (std::int32_t spin = 0; spin < spins_; ++spin) {
     pause_cpu();
-    if (arrived()) return seen;
+    if (arrived()) {
+      spins_ = std::min(2 * spins_, most_spins_);
+      return seen;
+    }
   }
   const auto start = Clock::now();
-  auto now = start;
+  sched_yield();
+  auto now = Clock::now();
+  if (arrived()) {
+    // A yield that took long let another run, and the signal came of it: spinning only kept it waiting.
+    spins_ =
+        now - start > kYieldAlone ? std::max(spins_ / 2, kFewestSpins) : std::min(2 * spins_, most_spins_);
+    return seen;
+  }
   while (now - start < kYieldTime) {
+    if (now >= deadline) throw_timeout(now - start, site);
     for (std::int32_t yield = 0; yield < kYieldsPerClock; ++yield) {
       sched_yield();
       if (arrived()) return seen;
     }
     now = Clock::now();
-    if (now >= deadline) throw_timeout(now - start, site);
   }
   Clock::duration sleep = kShortestSleep;
   while (true) {

@@ -54,7 +54,8 @@ class Waiter {
 
   const Segment& segment_;
   std::int32_t rank_;
-  std::int32_t spins_;
+  std::int32_t most_spins_;
+  mutable std::int32_t spins_;             ///< Before the first yield; follows what the last waits showed
   mutable std::vector<pollfd> processes_;  ///< Of every rank; fd < 0 where there is none to watch
 };
 

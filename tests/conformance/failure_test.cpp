@@ -1,0 +1,143 @@
+#include <chrono>
+#include <thread>
+
+#include "conformance/world_case.h"
+
+namespace shunt::conformance {
+namespace {
+
+using namespace std::chrono_literals;
+
+class FailureConformance : public TransportConformance {};
+
+/// Silence of a peer that is still there.
+constexpr auto kShort = 200ms;
+
+[[nodiscard]] std::string waiting(std::int32_t peer, const std::string& phase) {
+  return " waiting for rank " + std::to_string(peer) + " in " + phase;
+}
+
+TEST_P(FailureConformance, NamesRankPhaseAndPeerInATimeout) {
+  const SharedCounter timed_out;
+  run_well([&](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    const std::int32_t size = transport.world().size;
+    auto buffer = transport.allocate(kSignalStride, "words", patience());
+    const std::int32_t peer = (rank + 1) % size;
+    const std::string message = message_of(Errc::timeout, [&] {
+      transport.wait_signal(buffer, 0, 1, Clock::now() + kShort, {.phase = "dispatch", .peer = peer});
+    });
+    require_contains(message, "rank " + std::to_string(rank) + ": timed out after ");
+    require_contains(message, " ms" + waiting(peer, "dispatch"));
+    // Whoever ended now would be a lost peer for those who still wait.
+    timed_out.add();
+    timed_out.wait_for(size);
+  });
+}
+
+TEST_P(FailureConformance, NamesTheMissingRankInACollective) {
+  if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  const SharedCounter timed_out;
+  run_well([&](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    const std::int32_t size = transport.world().size;
+    const auto collectives = transport.make_collectives(8, patience());
+    // The last rank stays away.
+    if (rank != size - 1) {
+      const std::string message = message_of(Errc::timeout, [&] { collectives->barrier(kShort); });
+      require_contains(message, "rank " + std::to_string(rank) + ": timed out after ");
+      require_contains(message, waiting(size - 1, "barrier"));
+    }
+    timed_out.add();
+    timed_out.wait_for(size);
+  });
+}
+
+TEST_P(FailureConformance, NamesTheMissingRankInAnAllocation) {
+  if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  const SharedCounter timed_out;
+  run_well([&](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    if (rank != 0) {
+      const std::string message = message_of(
+          Errc::timeout, [&] { static_cast<void>(transport.allocate(8, "words", Clock::now() + kShort)); });
+      require_contains(message, waiting(0, "allocate"));
+    }
+    timed_out.add();
+    timed_out.wait_for(transport.world().size);
+  });
+}
+
+TEST_P(FailureConformance, LosesAPeerThatHasFinished) {
+  if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  run_well([](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    auto buffer = transport.allocate(kSignalStride, "words", patience());
+    if (rank == 0) return;
+    const std::string message = message_of(Errc::peer_lost, [&] {
+      transport.wait_signal(buffer, 0, 1, patience(), {.phase = "combine", .peer = 0});
+    });
+    require_contains(message, "rank " + std::to_string(rank) + ": lost rank 0 (it has finished) while" +
+                                  waiting(0, "combine"));
+  });
+}
+
+TEST_P(FailureConformance, HearsWhatAPeerSaidBeforeItFinished) {
+  run_well([](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    const std::int32_t size = transport.world().size;
+    auto buffer = transport.allocate(size * kSignalStride, "words", patience());
+    for (std::int32_t peer = 0; peer < size; ++peer) transport.signal(buffer, peer, rank * kSignalStride, 1);
+    transport.quiet();
+    if (rank == 0) return;
+    std::this_thread::sleep_for(30ms);
+    for (std::int32_t peer = 0; peer < size; ++peer) {
+      transport.wait_signal(buffer, peer * kSignalStride, 1, patience(), {.phase = "combine", .peer = peer});
+    }
+  });
+}
+
+TEST_P(FailureConformance, GoesOnWithoutAFinishedPeerThatNobodyWaitsFor) {
+  if (ranks() < 3) GTEST_SKIP() << "needs three ranks";
+  run_well([](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    auto buffer = transport.allocate(kSignalStride, "words", patience());
+    if (rank == 2) {
+      // Long enough that rank 1 sleeps and looks for lost peers.
+      std::this_thread::sleep_for(60ms);
+      transport.signal(buffer, 1, 0, 1);
+      transport.quiet();
+    }
+    if (rank == 1) transport.wait_signal(buffer, 0, 1, patience(), {.phase = "combine", .peer = 2});
+  });
+}
+
+TEST_P(FailureConformance, TellsTheOthersOfARankThatFailed) {
+  if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  const std::vector<RankOutcome> outcomes = run([](Transport& transport) {
+    const auto collectives = transport.make_collectives(8, patience());
+    if (transport.world().rank == 1) throw Error(Errc::overflow, "the cup is full");
+    for (int step = 0; step < 2; ++step) collectives->barrier(kPatience);
+  });
+  ASSERT_EQ(outcomes.size(), static_cast<std::size_t>(ranks()));
+  for (const RankOutcome& outcome : outcomes) {
+    EXPECT_EQ(outcome.signal, 0);
+    if (outcome.rank == 1) {
+      EXPECT_EQ(outcome.message, "the cup is full");
+      EXPECT_EQ(outcome.exit_status, exit_status(Errc::overflow));
+    } else {
+      EXPECT_EQ(outcome.exit_status, exit_status(Errc::peer_lost));
+      EXPECT_NE(outcome.message.find("rank " + std::to_string(outcome.rank) + ": lost rank "),
+                std::string::npos)
+          << outcome.message;
+      EXPECT_NE(outcome.message.find("(it ended with an error) while waiting for rank "), std::string::npos)
+          << outcome.message;
+      EXPECT_NE(outcome.message.find(" in barrier"), std::string::npos) << outcome.message;
+    }
+  }
+}
+
+SHUNT_CONFORMANCE(FailureConformance);
+
+}  // namespace
+}  // namespace shunt::conformance

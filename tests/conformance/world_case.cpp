@@ -1,0 +1,127 @@
+#include "conformance/world_case.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <ostream>
+#include <thread>
+
+namespace shunt::conformance {
+
+const std::vector<Backend>& backends() {
+  static const std::vector<Backend> all = {
+      {.name = "ShmProcesses", .transport = "shm", .mode = RankMode::processes},
+      {.name = "ShmThreads", .transport = "shm", .mode = RankMode::threads},
+      {.name = "DelayedShmProcesses", .transport = "shm", .mode = RankMode::processes, .delayed = true},
+      {.name = "DelayedShmThreads", .transport = "shm", .mode = RankMode::threads, .delayed = true},
+      {.name = "DelayedShmWithoutLoadStoreProcesses",
+       .transport = "shm",
+       .mode = RankMode::processes,
+       .delayed = true,
+       .hide_load_store = true},
+      {.name = "DelayedShmWithoutLoadStoreThreads",
+       .transport = "shm",
+       .mode = RankMode::threads,
+       .delayed = true,
+       .hide_load_store = true},
+  };
+  return all;
+}
+
+void PrintTo(const Backend& backend, std::ostream* out) {
+  *out << backend.name;
+}
+
+std::string case_name(const testing::TestParamInfo<TransportConformance::ParamType>& info) {
+  return std::get<0>(info.param).name + "With" + std::to_string(std::get<1>(info.param)) + "Ranks";
+}
+
+std::vector<RankOutcome> TransportConformance::run(const Body& body) {
+  const Backend& backend = std::get<0>(GetParam());
+  const LaunchOptions options{.ranks = ranks(), .mode = backend.mode, .transport = backend.transport};
+  return run_ranks(options, [&](Transport& transport) {
+    if (!backend.delayed) {
+      body(transport);
+      return 0;
+    }
+    const auto wrapped =
+        make_delayed(transport, {.seed = 17, .reorder = true, .hide_load_store = backend.hide_load_store});
+    body(*wrapped);
+    return 0;
+  });
+}
+
+void TransportConformance::run_well(const Body& body) {
+  for (const RankOutcome& outcome : run(body)) {
+    EXPECT_EQ(outcome.exit_status, 0) << "rank " << outcome.rank << ": " << outcome.message;
+  }
+}
+
+void require(bool good, const std::string& what) {
+  if (!good) throw Error(Errc::check_failed, what);
+}
+
+std::string message_of(Errc code, const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    require(error.code() == code, std::string("expected ") + errc_name(code) + ", got " +
+                                      errc_name(error.code()) + ": " + error.what());
+    return error.what();
+  }
+  throw Error(Errc::check_failed, std::string("expected ") + errc_name(code) + ", but nothing was thrown");
+}
+
+void require_contains(const std::string& text, const std::string& part) {
+  require(text.find(part) != std::string::npos, "'" + part + "' is not in '" + text + "'");
+}
+
+std::byte pattern(std::int32_t from, std::int32_t to, std::int64_t step, std::int64_t at) {
+  const std::int64_t value = from * 131 + to * 31 + step * 17 + at * 7 + (at >> 8);
+  return static_cast<std::byte>(value % 251 + 1);
+}
+
+void fill(std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to, std::int64_t step) {
+  for (std::int64_t at = 0; at < bytes; ++at) data[at] = pattern(from, to, step, at);
+}
+
+void require_filled(const std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to,
+                    std::int64_t step, const std::string& what) {
+  for (std::int64_t at = 0; at < bytes; ++at) {
+    if (data[at] == pattern(from, to, step, at)) continue;
+    throw Error(Errc::check_failed, what + ": byte " + std::to_string(at) + " of " + std::to_string(bytes) +
+                                        " from rank " + std::to_string(from) + " to rank " +
+                                        std::to_string(to) + " in step " + std::to_string(step) + " is " +
+                                        std::to_string(static_cast<int>(data[at])));
+  }
+}
+
+SharedCounter::SharedCounter() {
+  void* memory =
+      mmap(nullptr, sizeof(std::int32_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw Error(Errc::unavailable, "no shared page for a test's counter");
+  count_ = static_cast<std::int32_t*>(memory);
+}
+
+SharedCounter::~SharedCounter() {
+  munmap(count_, sizeof(std::int32_t));
+}
+
+void SharedCounter::add() const {
+  std::atomic_ref(*count_).fetch_add(1);
+}
+
+std::int32_t SharedCounter::count() const {
+  return std::atomic_ref(*count_).load();
+}
+
+void SharedCounter::wait_for(std::int32_t count) const {
+  const Deadline end = patience();
+  while (this->count() < count) {
+    require(Clock::now() < end, "the other ranks did not come");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+}  // namespace shunt::conformance

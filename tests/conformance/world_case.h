@@ -1,0 +1,83 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+#include <iosfwd>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <shunt/core/error.h>
+#include <shunt/transport/collectives.h>
+#include <shunt/transport/launch.h>
+#include <shunt/transport/wrap.h>
+
+namespace shunt::conformance {
+
+/// One row of the suite: a transport, a way to run its ranks and a wrapper. A new transport adds rows here.
+struct Backend {
+  std::string name;
+  std::string transport;
+  RankMode mode = RankMode::processes;
+  bool delayed = false;
+  bool hide_load_store = false;
+};
+[[nodiscard]] const std::vector<Backend>& backends();
+void PrintTo(const Backend& backend, std::ostream* out);
+
+/// Body of a rank; throws where something is wrong, since assertions of a forked rank would not reach the
+/// test.
+using Body = std::function<void(Transport&)>;
+
+class TransportConformance : public testing::TestWithParam<std::tuple<Backend, std::int32_t>> {
+ protected:
+  [[nodiscard]] static std::int32_t ranks() { return std::get<1>(GetParam()); }
+  [[nodiscard]] static std::vector<RankOutcome> run(const Body& body);
+  /// Runs `body` and expects every rank to return.
+  static void run_well(const Body& body);
+};
+
+[[nodiscard]] std::string case_name(const testing::TestParamInfo<TransportConformance::ParamType>& info);
+
+#define SHUNT_CONFORMANCE(suite)                                                               \
+  INSTANTIATE_TEST_SUITE_P(AllTransports, suite,                                               \
+                           testing::Combine(testing::ValuesIn(shunt::conformance::backends()), \
+                                            testing::Values<std::int32_t>(1, 2, 3, 4, 7, 8)),  \
+                           shunt::conformance::case_name)
+
+/// Throws Errc::check_failed with `what` unless `good`.
+void require(bool good, const std::string& what);
+/// The message of the Error with `code` that `call` throws; throws check_failed where it does not.
+[[nodiscard]] std::string message_of(Errc code, const std::function<void()>& call);
+void require_contains(const std::string& text, const std::string& part);
+
+/// Far enough for a slow machine; a test that needs it has failed.
+[[nodiscard]] inline Deadline patience() {
+  return Clock::now() + std::chrono::seconds(60);
+}
+inline constexpr std::chrono::seconds kPatience{60};
+
+/// Byte `at` of what rank `from` sends to rank `to` in step `step`.
+[[nodiscard]] std::byte pattern(std::int32_t from, std::int32_t to, std::int64_t step, std::int64_t at);
+void fill(std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to, std::int64_t step);
+void require_filled(const std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to,
+                    std::int64_t step, const std::string& what);
+
+/// A counter that ranks share without the transport under test, for ends that the transport does not survive.
+class SharedCounter {
+ public:
+  SharedCounter();
+  ~SharedCounter();
+  SharedCounter(const SharedCounter&) = delete;
+  SharedCounter& operator=(const SharedCounter&) = delete;
+  void add() const;
+  [[nodiscard]] std::int32_t count() const;
+  void wait_for(std::int32_t count) const;
+
+ private:
+  std::int32_t* count_;
+};
+
+}  // namespace shunt::conformance
