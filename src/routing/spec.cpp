@@ -64,6 +64,13 @@ void parse_groups(std::string_view text, std::string_view argument, RoutingSpec&
   spec.top_groups = *top_groups;
 }
 
+/// Shortest decimal that reads back the same; no '+' in an exponent, which would look like a modifier.
+std::string number_text(double value) {
+  std::string text = fmt::format("{}", value);
+  std::erase(text, '+');
+  return text;
+}
+
 }  // namespace
 
 RoutingSpec parse_routing(std::string_view text) {
@@ -112,7 +119,7 @@ std::string routing_name(const RoutingSpec& spec) {
       name = "uniform";
       break;
     case RoutingKind::power_law:
-      name = fmt::format("powerlaw:{}", spec.alpha);
+      name = "powerlaw:" + number_text(spec.alpha);
       break;
     case RoutingKind::one:
       name = "one";
@@ -127,7 +134,7 @@ std::string routing_name(const RoutingSpec& spec) {
       name = "text:" + spec.file;
       break;
   }
-  if (spec.mask_share != 0.0) name += fmt::format("+mask:{}", spec.mask_share);
+  if (spec.mask_share != 0.0) name += "+mask:" + number_text(spec.mask_share);
   if (spec.uneven) name += "+uneven";
   return name;
 }

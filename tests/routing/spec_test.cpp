@@ -42,6 +42,7 @@ TEST(RoutingSpecTest, ReadsFields) {
   EXPECT_TRUE(spec.uneven);
   EXPECT_EQ(routing_name(spec), "grouped:16,2+mask:0.125+uneven");
   EXPECT_DOUBLE_EQ(parse_routing("powerlaw:2e-1").alpha, 0.2);
+  EXPECT_EQ(routing_name(parse_routing("powerlaw:1e30")), "powerlaw:1e30");
   EXPECT_EQ(parse_routing("text:x+y:z").file, "x+y:z");
 }
 
