@@ -75,10 +75,10 @@ PlacementThresholds find_thresholds(const AllToAllBenchOptions& options, const H
   const std::string detail = cause == nullptr         ? "unknown"
                              : cause->message.empty() ? fmt::format("status {}", cause->exit_status)
                                                       : cause->message;
-  // Only the status travels from a rank; it tells what the user can mend from what they cannot.
-  throw Error(status == 2 ? Errc::overflow : Errc::peer_lost,
-              fmt::format("{}, {} tokens: rank {} ended: {}", point.preset, point.tokens,
-                          cause == nullptr ? -1 : cause->rank, detail));
+  throw RankFailure(status == 2 ? Errc::invalid_argument : Errc::peer_lost,
+                    fmt::format("{}, {} tokens: rank {} ended: {}", point.preset, point.tokens,
+                                cause == nullptr ? -1 : cause->rank, detail),
+                    status);
 }
 
 struct PointRunner {

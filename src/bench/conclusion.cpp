@@ -12,6 +12,7 @@ namespace {
 struct Entry {
   std::string name;
   double total = 0;
+  MethodKind kind = MethodKind::rows;
   double moved = 0;  ///< dispatch + combine
 };
 
@@ -24,7 +25,7 @@ std::vector<Entry> ranking(const PointResult& result, const std::string& placeme
     const PhaseResult* total = method.find(placement, "total");
     if (total == nullptr || total->rounds < result.required_rounds) continue;
     entries.push_back(
-        {method.name, total->us.median,
+        {method.name, total->us.median, method.kind,
          method.find(placement, "dispatch")->us.median + method.find(placement, "combine")->us.median});
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.total < b.total; });
@@ -41,8 +42,8 @@ double floor_us(const PointResult& result, const std::string& placement) {
 std::string range(std::vector<double> values) {
   if (values.empty()) return "-";
   std::sort(values.begin(), values.end());
-  const std::string low = fmt::format("{:.1f}", values.front());
-  const std::string high = fmt::format("{:.1f}", values.back());
+  const std::string low = fmt::format("{:.2f}", values.front());
+  const std::string high = fmt::format("{:.2f}", values.back());
   return low == high ? low : low + " to " + high;
 }
 
@@ -61,7 +62,8 @@ std::string winners(const std::vector<std::pair<std::string, std::int64_t>>& win
 
 std::string conclude(const std::vector<const PointResult*>& results) {
   std::vector<std::pair<std::string, std::int64_t>> row_wins;
-  std::vector<std::pair<std::string, std::int64_t>> all_wins;
+  bool compared = false;
+  std::string view_name;
   std::vector<double> ahead;
   std::vector<double> view_ahead;
   std::vector<double> above_floor;
@@ -85,16 +87,18 @@ std::string conclude(const std::vector<const PointResult*>& results) {
       if (std::find(next_best.begin(), next_best.end(), rows[1].name) == next_best.end())
         next_best.push_back(rows[1].name);
     }
-    all_wins.emplace_back(all[0].name, result->point.tokens);
-    if (!rows.empty() && all[0].total > 0 && all[0].name != rows[0].name) {
-      view_ahead.push_back(rows[0].total / all[0].total);
-      if (floor > 0) view_above_floor.push_back(all[0].moved / floor);
-    }
+    compared = true;
+    const auto view = std::find_if(all.begin(), all.end(),
+                                   [](const Entry& entry) { return entry.kind == MethodKind::view; });
+    if (rows.empty() || view == all.end() || view->total <= 0) continue;
+    view_name = view->name;
+    view_ahead.push_back(rows[0].total / view->total);
+    if (floor > 0) view_above_floor.push_back(view->moved / floor);
   }
   const Point& point = results.front()->point;
   std::string text = fmt::format("{}, {} ranks, {}, routing {}", point.preset, point.ranks,
                                  dtype_name(point.in_dtype), point.routing_label);
-  if (all_wins.empty())
+  if (!compared)
     return text + ": no placement class had enough rounds to compare methods; give more --max-seconds.\n";
   text += fmt::format(" (placement {}): ", fmt::join(placements, ", "));
   if (!row_wins.empty()) {
@@ -103,14 +107,18 @@ std::string conclude(const std::vector<const PointResult*>& results) {
       text +=
           fmt::format(", {} times faster than the next best ({})", range(ahead), fmt::join(next_best, ", "));
     if (!above_floor.empty())
-      text += fmt::format("; its dispatch and combine take {} times the floor (xcopy + reduce)",
+      text += fmt::format("; its dispatch and combine together take {} times the floor (xcopy + reduce)",
                           range(above_floor));
     text += ".";
   }
   if (!view_ahead.empty()) {
-    text += fmt::format(" Where the experts can read rows through pointers, use {}: {} times faster again",
-                        winners(all_wins), range(view_ahead));
-    if (!view_above_floor.empty()) text += fmt::format(" and {} times that floor", range(view_above_floor));
+    const auto [slowest, fastest] = std::minmax_element(view_ahead.begin(), view_ahead.end());
+    text += *slowest >= 1.0 ? fmt::format(" Where experts can read rows through pointers, use {}", view_name)
+            : *fastest > 1.0
+                ? fmt::format(" Where experts can read rows through pointers, {} is worth a look", view_name)
+                : fmt::format(" {} (pointers to the rows) is no faster", view_name);
+    text += fmt::format(": the total shrinks {} times", range(view_ahead));
+    if (!view_above_floor.empty()) text += fmt::format(", to {} times that floor", range(view_above_floor));
     text += ".";
   }
   return text + "\n";

@@ -53,10 +53,12 @@ std::vector<Record> result_records(const PointResult& result, std::string_view t
   for (const MethodResult& method : result.methods) {
     if (method.status != "ok") {
       Record record = base_record(result, method, transport, "total");
-      record.set("placement", RecordValue{}).set("rounds", std::int64_t{0});
+      record.set("placement", RecordValue{}).set("rounds", RecordValue(std::int64_t{0}));
       for (const char* key : {"median_us", "p90_us", "p99_us", "min_us", "max_us"})
         record.set(key, RecordValue{});
-      record.set("samples", std::int64_t{0}).set("bytes", RecordValue{}).set("gb_per_s", RecordValue{});
+      record.set("samples", RecordValue(std::int64_t{0}))
+          .set("bytes", RecordValue{})
+          .set("gb_per_s", RecordValue{});
       record.set("result_hash", method.result_hash);
       records.push_back(std::move(record));
       continue;

@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const shunt::Error& error) {
-    fmt::print(stderr, "shunt: {}: {}\n", shunt::errc_name(error.code()), error.what());
+    fmt::print(stderr, "shunt: {}\n", error.what());
     return shunt::exit_status(error.code());
   } catch (const std::exception& error) {
     fmt::print(stderr, "shunt: {}\n", error.what());

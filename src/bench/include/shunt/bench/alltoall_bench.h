@@ -6,6 +6,7 @@
 
 #include <shunt/bench/options.h>
 #include <shunt/bench/results.h>
+#include <shunt/core/error.h>
 
 namespace shunt::bench {
 
@@ -14,6 +15,17 @@ struct BenchOutput {
   std::function<void(const std::string&)> text;  ///< Tables and sentences
   /// Share done in [0, 1] and what is running; called from rank 0's process.
   std::function<void(double share, const std::string& what)> progress;
+};
+
+/// A rank ended before its point was measured; names the point and the rank.
+class RankFailure : public Error {
+ public:
+  RankFailure(Errc code, const std::string& message, int status) : Error(code, message), status_(status) {}
+  /// What the program should end with: the rank's own status, 128 + signal where only signals ended ranks.
+  [[nodiscard]] int status() const noexcept { return status_; }
+
+ private:
+  int status_;
 };
 
 struct AllToAllBenchReport {
@@ -25,7 +37,7 @@ struct AllToAllBenchReport {
 /// Measures every point with every method. Each point is one world of ranks; its methods run interleaved in
 /// rounds and every payload is checked. Errors:  Errc::invalid_argument, Errc::unavailable, Errc::io,
 /// Errc::out_of_memory (no method of a point fits) before a
-///          point is measured; what ended a rank.
+///          point is measured; RankFailure.
 /// Threads: from a single-threaded process (ranks are forked).
 [[nodiscard]] AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options,
                                                      const std::vector<std::string>& command,

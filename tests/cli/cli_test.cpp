@@ -1,0 +1,183 @@
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "process.h"
+
+namespace shunt::cli {
+namespace {
+
+using Words = std::vector<std::string>;
+
+/// A folder that goes away with the test.
+class Folder {
+ public:
+  Folder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "shunt-cli-XXXXXX").string();
+    path_ = mkdtemp(pattern.data());
+  }
+  ~Folder() { std::filesystem::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  [[nodiscard]] std::string file(const std::string& name) const { return path_ + "/" + name; }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+std::vector<std::string> lines_of(const std::string& path) {
+  std::ifstream in(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+Words tiny(const Words& more) {
+  Words words{"bench",    "alltoall", "--ranks",  "2",   "--experts", "8", "--topk",        "2",
+              "--hidden", "64",       "--tokens", "1,4", "--rounds",  "2", "--max-seconds", "5"};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
+  const std::vector<std::pair<Words, const char*>> cases{
+      {{"bench", "alltoall", "--tokens", "0x"}, "a whole number from 1 to 8192"},
+      {{"bench", "alltoall", "--in-dtype", "int8"}, "bfloat16"},
+      {{"bench", "alltoall", "--out-dtype", "float8_e5m2"}, "float32"},
+      {{"bench", "alltoall", "--experts", "4", "--topk", "5", "--hidden", "8"},
+       "1 to the number of experts, 4"},
+      {{"bench", "alltoall", "--ranks", "two"}, "a whole number from 1 to 1024"},
+      {{"bench", "alltoall", "--preset", "r2"}, "r1"},
+      {{"bench", "alltoall", "--methods", "shunt,nosuch"}, "shunt/view"},
+      {{"bench", "alltoall", "--routing", "sideways"}, "uniform"},
+      {{"bench", "alltoall", "--layout", "loose"}, "packed, padded"},
+      {{"bench", "alltoall", "--transport", "pigeon"}, "allowed: shm"},
+      {{"bench", "alltoall", "--max-seconds", "soon"}, "a number from"},
+      {{"bench", "alltoall", "--input", "/nonexistent", "--experts", "8"}, "/nonexistent"},
+      {{"bench", "alltoall", "--input", "/nonexistent"}, "--experts"},
+      {{"bench", "alltoall", "--nosuch"}, "--nosuch"},
+      {{"bench"}, "subcommand"},
+      {{}, "subcommand"},
+  };
+  for (const auto& [words, expected] : cases) {
+    const Ended ended = run_shunt(words);
+    EXPECT_EQ(ended.status, 2) << expected << ": " << ended.err;
+    EXPECT_NE(ended.err.find(expected), std::string::npos) << ended.err;
+  }
+}
+
+TEST(CliTest, RefusesSeveralNodesUntilThereIsANetworkTransport) {
+  const Words variables{"MASTER_ADDR=localhost", "MASTER_PORT=29500", "WORLD_SIZE=4", "WORLD_LOCAL_SIZE=2",
+                        "NODE_RANK=0"};
+  const Ended ended = run_shunt({"bench", "alltoall"}, "", variables);
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_NE(ended.err.find("needs a network transport"), std::string::npos) << ended.err;
+}
+
+TEST(CliTest, SaysWhatAPointOfTooMuchMemoryNeeds) {
+  const Ended ended = run_shunt({"bench", "alltoall", "--experts", "64", "--topk", "32", "--hidden",
+                                 "1048576", "--tokens", "8192", "--ranks", "8"});
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_NE(ended.err.find("iB"), std::string::npos) << ended.err;
+  EXPECT_NE(ended.err.find("--tokens"), std::string::npos) << ended.err;
+}
+
+TEST(CliTest, HelpsAndListsWithStatusZero) {
+  EXPECT_EQ(run_shunt({"--help"}).status, 0);
+  EXPECT_EQ(run_shunt({"--version"}).status, 0);
+  const Ended list = run_shunt({"bench", "alltoall", "--list"});
+  EXPECT_EQ(list.status, 0);
+  for (const char* name :
+       {"shunt/view", "scalar/alltoallv", "xcopy", "torch", "cuda/nccl", "simd/mpi", "this build has no"})
+    EXPECT_NE(list.out.find(name), std::string::npos) << name;
+}
+
+TEST(CliTest, WritesATableAndRecordsOfCheckedRuns) {
+  const Folder folder;
+  std::set<std::string> hashes;
+  for (const char* mode : {"processes", "threads"}) {
+    const std::string tsv = folder.file(std::string(mode) + ".tsv");
+    const Ended ended = run_shunt(tiny({"--tsv", tsv, "--rank-mode", mode}));
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    EXPECT_EQ(ended.err, "") << "no progress bar in a pipe";
+    EXPECT_NE(ended.out.find("the fastest method that delivers rows is"), std::string::npos) << ended.out;
+
+    const std::vector<std::string> table = lines_of(tsv);
+    ASSERT_GE(table.size(), 4U);  // units, names, two token counts
+    EXPECT_EQ(table[0][0], '#');
+    std::istringstream names(table[1]);
+    Words columns;
+    for (std::string name; std::getline(names, name, '\t');) columns.push_back(name);
+    ASSERT_GT(columns.size(), 28U);
+    EXPECT_EQ(columns[0], "E");
+    EXPECT_EQ(columns[16], "Dense_bytes");
+    EXPECT_EQ(columns[27], "Speedup_NVSHMEM");
+
+    const std::vector<std::string> records = lines_of(folder.file(std::string(mode) + ".jsonl"));
+    ASSERT_GT(records.size(), 10U);
+    const auto context = nlohmann::json::parse(records[0]);
+    EXPECT_EQ(context.at("record"), "context");
+    EXPECT_EQ(context.at("format"), 1);
+    EXPECT_TRUE(context.contains("placement_same_l3_below_ns"));
+    bool shunt_seen = false;
+    for (std::size_t i = 1; i < records.size(); ++i) {
+      const auto record = nlohmann::json::parse(records[i]);
+      EXPECT_EQ(record.at("record"), "result");
+      EXPECT_NE(record.at("status"), "failed") << records[i];
+      if (record.at("status") != "ok") continue;
+      EXPECT_EQ(record.at("correct"), true) << records[i];
+      EXPECT_GE(record.at("median_us").get<double>(), 0) << records[i];
+      shunt_seen = shunt_seen || (record.at("method") == "shunt" && record.at("phase") == "total");
+      if (record.at("tokens_per_rank") == 4 && !record.at("result_hash").get<std::string>().empty())
+        hashes.insert(record.at("result_hash").get<std::string>());
+    }
+    EXPECT_TRUE(shunt_seen);
+  }
+  EXPECT_EQ(hashes.size(), 1U) << "every method and rank mode gives the same bits";
+}
+
+TEST(CliTest, NeverOverwritesResults) {
+  const Folder folder;
+  std::ofstream(folder.file("kept.tsv")) << "mine\n";
+  const Ended ended = run_shunt(tiny({"--tsv", folder.file("kept.tsv")}));
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_NE(ended.err.find("kept.tsv"), std::string::npos) << ended.err;
+  EXPECT_EQ(lines_of(folder.file("kept.tsv")), (std::vector<std::string>{"mine"}));
+}
+
+TEST(CliTest, NamesFilesByTimeInData) {
+  const Folder folder;
+  const Ended ended = run_shunt(tiny({"--methods", "shunt", "--tokens", "1"}), folder.path());
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  std::set<std::string> suffixes;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.file("data")))
+    suffixes.insert(entry.path().filename().string().substr(15));
+  EXPECT_EQ(suffixes, (std::set<std::string>{"_unified_moe_separated.jsonl", "_unified_moe_separated.tsv"}));
+}
+
+TEST(CliTest, DoctorSaysWhatIsThereAndWhatIsMissing) {
+  const Ended text = run_shunt({"doctor"}, "", {"SHUNT_FORCE_ISA=scalar"});
+  ASSERT_EQ(text.status, 0) << text.err;
+  for (const char* expected :
+       {"cores", "kernel tables", "shm", "NCCL", "not built in", "SHUNT_FORCE_ISA=scalar"})
+    EXPECT_NE(text.out.find(expected), std::string::npos) << expected << " in " << text.out;
+  const Ended json = run_shunt({"doctor", "--json"});
+  ASSERT_EQ(json.status, 0) << json.err;
+  std::istringstream in(json.out);
+  std::set<std::string> kinds;
+  for (std::string line; std::getline(in, line);)
+    kinds.insert(nlohmann::json::parse(line).at("record").get<std::string>());
+  for (const char* kind : {"host", "kernels", "placement", "transport", "library"})
+    EXPECT_TRUE(kinds.contains(kind)) << kind;
+}
+
+}  // namespace
+}  // namespace shunt::cli
