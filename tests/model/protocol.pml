@@ -17,7 +17,7 @@
  *
  * Not modelled: a rank's own part (no other rank takes part in it), deadlines, the death of a rank.
  *
- * -DN=ranks -DEPOCHS=steps. -DREWRITE: combine_send writes positions again that a push has delivered before.
+ * -DN=ranks -DEPOCHS=steps. -DFEW_MODES: three assignments of how rows go, not all. -DREWRITE: combine_send writes positions again that a push has delivered before.
  * Mutations, each of which must make the check fail:
  *   -DSKIP_UNUSED   combine_recv does not wait for ranks that own none of its tokens
  *   -DWORD_FIRST    the announcement's word is raised before its payload
@@ -76,6 +76,16 @@ chan buffer[N * N] = [10] of { byte, byte };
   od
 #define WHEN(condition, body) if :: condition -> body :: else fi
 
+#ifdef FEW_MODES
+/* One of three assignments in which every rank has owners of two kinds, instead of all. */
+byte turn[2];
+#define DRAW_TURN if :: turn[e % 2] = 0 :: turn[e % 2] = 1 :: turn[e % 2] = 2 fi
+#define DRAW_MODE to[peer] = (peer + me + turn[e % 2]) % 3
+#else
+#define DRAW_TURN skip
+#define DRAW_MODE if :: to[peer] = NONE :: to[peer] = PULL :: to[peer] = PUSH fi
+#endif
+
 #ifndef STRONG
 /* Lets stores of one pair take effect: the oldest, or a payload that is the oldest of its place. */
 #define ARRIVE seen[pair * PLACES + place] = value; place = 0; value = 0
@@ -113,8 +123,8 @@ proctype rank(byte me) {
       after_void = false
     };
     atomic {
-      WHEN(drawn < e, drawn = e; if :: is_void[e % 2] = true :: is_void[e % 2] = false fi);
-      FOR_PEERS(if :: to[peer] = NONE :: to[peer] = PULL :: to[peer] = PUSH fi)
+      WHEN(drawn < e, drawn = e; if :: is_void[e % 2] = true :: is_void[e % 2] = false fi; DRAW_TURN);
+      FOR_PEERS(DRAW_MODE)
     };
 #ifdef WORD_FIRST
     STORES { FOR_PEERS(STORE(peer, WORD_ANNOUNCED, e); STORE(peer, ANNOUNCEMENT, ANNOUNCE(to[peer]))) };
