@@ -15,45 +15,42 @@ void store_bytes(std::byte* at, __m256i x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x);
 }
 
+struct PlainLine {
+  __m256i low, high;
+  static PlainLine load(const std::byte* at) { return {load_bytes(at), load_bytes(at + 32)}; }
+  static void store(std::byte* at, const PlainLine& x) {
+    store_bytes(at, x.low);
+    store_bytes(at + 32, x.high);
+  }
+};
+
+struct StreamedLine : PlainLine {
+  static void store(std::byte* at, const PlainLine& x) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(at), x.low);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(at + 32), x.high);
+  }
+};
+
+void copy_part_of_line(std::byte* out, const std::byte* in, std::int64_t bytes) {
+  if (bytes > 0) std::memcpy(out, in, static_cast<std::size_t>(bytes));
+}
+
 void copy(void* to, const void* from, std::int64_t bytes) {
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
-  if (bytes < 32) {
-    if (bytes > 0) std::memcpy(out, in, static_cast<std::size_t>(bytes));
-    return;
-  }
-  // The last 32 bytes overlap what the loop writes, with equal bytes.
-  const __m256i last = load_bytes(in + bytes - 32);
-  std::int64_t i = 0;
-  for (; i + 128 <= bytes; i += 128) {
-    const __m256i a = load_bytes(in + i);
-    const __m256i b = load_bytes(in + i + 32);
-    const __m256i c = load_bytes(in + i + 64);
-    const __m256i d = load_bytes(in + i + 96);
-    store_bytes(out + i, a);
-    store_bytes(out + i + 32, b);
-    store_bytes(out + i + 64, c);
-    store_bytes(out + i + 96, d);
-  }
-  for (; i + 32 <= bytes; i += 32) store_bytes(out + i, load_bytes(in + i));
-  store_bytes(out + bytes - 32, last);
+  const std::int64_t done = copy_lines<PlainLine>(out, in, bytes);
+  copy_part_of_line(out + done, in + done, bytes - done);
 }
 
 void copy_streaming(void* to, const void* from, std::int64_t bytes) {
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
   // Only whole lines are streamed; a partial one would go to memory in pieces.
-  const std::int64_t to_line = static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(out) % 64);
+  const auto to_line = static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(out) % 64);
   const std::int64_t head = to_line < bytes ? to_line : bytes;
-  copy(out, in, head);
-  std::int64_t i = head;
-  for (; i + 64 <= bytes; i += 64) {
-    const __m256i a = load_bytes(in + i);
-    const __m256i b = load_bytes(in + i + 32);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i), a);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i + 32), b);
-  }
-  copy(out + i, in + i, bytes - i);
+  copy_part_of_line(out, in, head);
+  const std::int64_t done = head + copy_lines<StreamedLine>(out + head, in + head, bytes - head);
+  copy_part_of_line(out + done, in + done, bytes - done);
 }
 
 __m256i all(std::uint32_t value) {
@@ -128,7 +125,7 @@ __m128i low_words(__m256i x) {
 struct Avx2 {
   using F = __m256;
   static constexpr std::int64_t kWidth = 8;
-  static constexpr int kSumUnits = 4;
+  static constexpr int kSumUnits = 2;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F broadcast(float x) { return _mm256_set1_ps(x); }
@@ -201,8 +198,16 @@ struct Avx2 {
   template <DType D>
   static void store_pair(std::byte* at, F even, F odd) {
     static_assert(D == DType::bf16);
-    const __m256i low = _mm256_srli_epi32(rounded_bf16(even), 16);
-    store_bytes(at, _mm256_blend_epi16(low, rounded_bf16(odd), 0xaa));
+    // Both at once, in 16-bit lanes: upper half and one more if the lower half is above 0x8000, or at it and
+    // the upper half is odd.
+    const __m256i e = _mm256_castps_si256(even);
+    const __m256i o = _mm256_castps_si256(odd);
+    const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(e, 16), o, 0xaa);
+    const __m256i lower = _mm256_blend_epi16(e, _mm256_slli_epi32(o, 16), 0xaa);
+    const __m256i sticky = _mm256_or_si256(lower, _mm256_and_si256(upper, _mm256_set1_epi16(1)));
+    // Comparison is signed only; flipping the top bit turns "above 0x8000" into "above 0".
+    const __m256i flipped = _mm256_xor_si256(sticky, _mm256_set1_epi16(-0x8000));
+    store_bytes(at, _mm256_sub_epi16(upper, _mm256_cmpgt_epi16(flipped, _mm256_setzero_si256())));
   }
 
  private:

@@ -13,58 +13,36 @@ __mmask64 first64(std::int64_t count) {
   return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
 }
 
+struct PlainLine {
+  static __m512i load(const std::byte* at) { return _mm512_loadu_si512(at); }
+  static void store(std::byte* at, __m512i x) { _mm512_storeu_si512(at, x); }
+};
+
+struct StreamedLine : PlainLine {
+  static void store(std::byte* at, __m512i x) { _mm512_stream_si512(reinterpret_cast<__m512i*>(at), x); }
+};
+
+void copy_part_of_line(std::byte* out, const std::byte* in, std::int64_t bytes) {
+  const __mmask64 mask = first64(bytes);
+  _mm512_mask_storeu_epi8(out, mask, _mm512_maskz_loadu_epi8(mask, in));
+}
+
 void copy(void* to, const void* from, std::int64_t bytes) {
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
-  if (bytes < 64) {
-    const __mmask64 mask = first64(bytes);
-    _mm512_mask_storeu_epi8(out, mask, _mm512_maskz_loadu_epi8(mask, in));
-    return;
-  }
-  // The last 64 bytes overlap what the loop writes, with equal bytes.
-  const __m512i last = _mm512_loadu_si512(in + bytes - 64);
-  std::int64_t i = 0;
-  for (; i + 256 <= bytes; i += 256) {
-    const __m512i a = _mm512_loadu_si512(in + i);
-    const __m512i b = _mm512_loadu_si512(in + i + 64);
-    const __m512i c = _mm512_loadu_si512(in + i + 128);
-    const __m512i d = _mm512_loadu_si512(in + i + 192);
-    _mm512_storeu_si512(out + i, a);
-    _mm512_storeu_si512(out + i + 64, b);
-    _mm512_storeu_si512(out + i + 128, c);
-    _mm512_storeu_si512(out + i + 192, d);
-  }
-  for (; i + 64 <= bytes; i += 64) _mm512_storeu_si512(out + i, _mm512_loadu_si512(in + i));
-  _mm512_storeu_si512(out + bytes - 64, last);
+  const std::int64_t done = copy_lines<PlainLine>(out, in, bytes);
+  if (done < bytes) copy_part_of_line(out + done, in + done, bytes - done);
 }
 
 void copy_streaming(void* to, const void* from, std::int64_t bytes) {
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
   // Only whole lines are streamed; a partial one would go to memory in pieces.
-  const std::int64_t to_line = static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(out) % 64);
+  const auto to_line = static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(out) % 64);
   const std::int64_t head = to_line < bytes ? to_line : bytes;
-  if (head > 0) {
-    const __mmask64 mask = first64(head);
-    _mm512_mask_storeu_epi8(out, mask, _mm512_maskz_loadu_epi8(mask, in));
-  }
-  std::int64_t i = head;
-  for (; i + 256 <= bytes; i += 256) {
-    const __m512i a = _mm512_loadu_si512(in + i);
-    const __m512i b = _mm512_loadu_si512(in + i + 64);
-    const __m512i c = _mm512_loadu_si512(in + i + 128);
-    const __m512i d = _mm512_loadu_si512(in + i + 192);
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i), a);
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i + 64), b);
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i + 128), c);
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i + 192), d);
-  }
-  for (; i + 64 <= bytes; i += 64)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i), _mm512_loadu_si512(in + i));
-  if (i < bytes) {
-    const __mmask64 mask = first64(bytes - i);
-    _mm512_mask_storeu_epi8(out + i, mask, _mm512_maskz_loadu_epi8(mask, in + i));
-  }
+  if (head > 0) copy_part_of_line(out, in, head);
+  const std::int64_t done = head + copy_lines<StreamedLine>(out + head, in + head, bytes - head);
+  if (done < bytes) copy_part_of_line(out + done, in + done, bytes - done);
 }
 
 __m512i all(std::uint32_t value) {
@@ -145,7 +123,7 @@ __m128i codes(__m512 x) {
 struct Avx512 {
   using F = __m512;
   static constexpr std::int64_t kWidth = 16;
-  static constexpr int kSumUnits = 8;
+  static constexpr int kSumUnits = 2;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F broadcast(float x) { return _mm512_set1_ps(x); }
@@ -215,8 +193,16 @@ struct Avx512 {
   template <DType D>
   static void store_pair(std::byte* at, F even, F odd) {
     static_assert(D == DType::bf16);
-    const __m512i low = _mm512_srli_epi32(rounded_bf16(even), 16);
-    _mm512_storeu_si512(at, _mm512_mask_mov_epi16(low, 0xaaaaaaaa, rounded_bf16(odd)));
+    // Both at once, in 16-bit lanes: upper half and one more if the lower half is above 0x8000, or at it and
+    // the upper half is odd.
+    const __m512i e = _mm512_castps_si512(even);
+    const __m512i o = _mm512_castps_si512(odd);
+    const __m512i upper = _mm512_mask_mov_epi16(_mm512_srli_epi32(e, 16), 0xaaaaaaaa, o);
+    const __m512i lower = _mm512_mask_mov_epi16(_mm512_slli_epi32(o, 16), 0x55555555, e);
+    const __m512i one = _mm512_set1_epi16(1);
+    const __m512i sticky = _mm512_ternarylogic_epi32(lower, upper, one, 0xf8);  // lower | (upper & 1)
+    const __mmask32 up = _mm512_cmpgt_epu16_mask(sticky, _mm512_set1_epi16(-0x8000));
+    _mm512_storeu_si512(at, _mm512_mask_add_epi16(upper, up, upper, one));
   }
 };
 

@@ -15,28 +15,20 @@ void store_bytes(std::byte* at, uint8x16_t x) {
   vst1q_u8(reinterpret_cast<std::uint8_t*>(at), x);
 }
 
+struct Line {
+  static uint8x16x4_t load(const std::byte* at) {
+    return {{load_bytes(at), load_bytes(at + 16), load_bytes(at + 32), load_bytes(at + 48)}};
+  }
+  static void store(std::byte* at, const uint8x16x4_t& x) {
+    for (int i = 0; i < 4; ++i) store_bytes(at + 16 * i, x.val[i]);
+  }
+};
+
 void copy(void* to, const void* from, std::int64_t bytes) {
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
-  if (bytes < 16) {
-    if (bytes > 0) std::memcpy(out, in, static_cast<std::size_t>(bytes));
-    return;
-  }
-  // The last 16 bytes overlap what the loop writes, with equal bytes.
-  const uint8x16_t last = load_bytes(in + bytes - 16);
-  std::int64_t i = 0;
-  for (; i + 64 <= bytes; i += 64) {
-    const uint8x16_t a = load_bytes(in + i);
-    const uint8x16_t b = load_bytes(in + i + 16);
-    const uint8x16_t c = load_bytes(in + i + 32);
-    const uint8x16_t d = load_bytes(in + i + 48);
-    store_bytes(out + i, a);
-    store_bytes(out + i + 16, b);
-    store_bytes(out + i + 32, c);
-    store_bytes(out + i + 48, d);
-  }
-  for (; i + 16 <= bytes; i += 16) store_bytes(out + i, load_bytes(in + i));
-  store_bytes(out + bytes - 16, last);
+  const std::int64_t done = copy_lines<Line>(out, in, bytes);
+  if (done < bytes) std::memcpy(out + done, in + done, static_cast<std::size_t>(bytes - done));
 }
 
 uint32x4_t all(std::uint32_t value) {
@@ -179,8 +171,15 @@ struct Neon {
   template <DType D>
   static void store_pair(std::byte* at, F even, F odd) {
     static_assert(D == DType::bf16);
-    // The upper half of each odd lane stays; the even one is shifted in below it.
-    store_bytes(at, vreinterpretq_u8_u32(vsriq_n_u32(rounded_bf16(odd), rounded_bf16(even), 16)));
+    // Both at once, in 16-bit lanes: upper half and one more if the lower half is above 0x8000, or at it and
+    // the upper half is odd.
+    const uint32x4_t e = vreinterpretq_u32_f32(even);
+    const uint32x4_t o = vreinterpretq_u32_f32(odd);
+    const uint16x8_t upper = vreinterpretq_u16_u32(vsriq_n_u32(o, e, 16));
+    const uint16x8_t lower = vreinterpretq_u16_u32(vsliq_n_u32(e, o, 16));
+    const uint16x8_t sticky = vorrq_u16(lower, vandq_u16(upper, vdupq_n_u16(1)));
+    const uint16x8_t up = vcgtq_u16(sticky, vdupq_n_u16(0x8000));
+    store_bytes(at, vreinterpretq_u8_u16(vsubq_u16(upper, up)));
   }
 
  private:

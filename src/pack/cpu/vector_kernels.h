@@ -20,6 +20,40 @@ constexpr std::int64_t size_of(DType dtype) {
   return dtype == DType::f32 ? 4 : dtype == DType::f16 || dtype == DType::bf16 ? 2 : 1;
 }
 
+constexpr float without_payload(float x) {
+  return x == x ? x : __builtin_nanf("");
+}
+
+/// Copies as many whole lines of 64 bytes as fit and returns their bytes. L gives load and store of one.
+/// Long rows go in four quarters side by side: prefetchers stop at the end of a page, so that one stream from
+/// another core's cache keeps fewer lines under way than four. All loads come before the stores, because a
+/// load waits for an earlier store to the same place in another page.
+template <class L>
+std::int64_t copy_lines(std::byte* out, const std::byte* in, std::int64_t bytes) {
+  const std::int64_t quarter = bytes >= 4096 ? bytes / 512 * 128 : 0;
+  std::int64_t i = 0;
+  for (; i < quarter; i += 128) {
+    using Line = decltype(L::load(in));
+    Line lines[8];
+    for (int n = 0; n < 8; ++n) lines[n] = L::load(in + i + n / 2 * quarter + n % 2 * 64);
+    for (int n = 0; n < 8; ++n) L::store(out + i + n / 2 * quarter + n % 2 * 64, lines[n]);
+  }
+  for (i = 4 * quarter; i + 64 <= bytes; i += 64) L::store(out + i, L::load(in + i));
+  return i;
+}
+
+/// Asks for the lines that a kernel reading Bytes at `row + offset` will read some blocks later. Rows come
+/// from other cores' caches and many at a time, more than the hardware prefetchers follow; past the end of a
+/// row it asks in vain.
+template <std::int64_t Bytes>
+void prefetch(const std::byte* row, std::int64_t offset) {
+  constexpr std::int64_t kAhead = 512;
+  const std::uintptr_t at =
+      reinterpret_cast<std::uintptr_t>(row) + static_cast<std::uintptr_t>(offset + kAhead);
+  for (std::uintptr_t line = 0; line < static_cast<std::uintptr_t>(Bytes); line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(at + line));
+}
+
 /// A run of elements that a kernel holds in kVectors registers, in an order of its own if From and To both
 /// allow.
 template <class V, DType From, DType To>
@@ -62,6 +96,7 @@ void sum_block(const WeightedSum& sum, std::int64_t h) {
     const auto* row = static_cast<const std::byte*>(sum.rows[k]);
     if (row == nullptr) continue;
     const F weight = V::broadcast(sum.weights[k]);
+    prefetch<Units * U::kElements * size_of(Row)>(row, h * size_of(Row));
     for (int u = 0; u < Units; ++u) {
       F x[U::kVectors];
       U::template load<Row>(row, h + u * U::kElements, x);
@@ -85,11 +120,22 @@ void sum_tail(const WeightedSum& sum, std::int64_t h, std::int64_t count) {
   V::template store_tail<Out>(out, acc, count);
 }
 
+bool any_nan_weight(const WeightedSum& sum) {
+  for (std::int64_t k = 0; k < sum.num_rows; ++k)
+    if (sum.rows[k] != nullptr && sum.weights[k] != sum.weights[k]) return true;
+  return false;
+}
+
 template <class V, DType Row, DType Out>
 void sum_typed(const WeightedSum& sum) {
   using U = Unit<V, Row, Out>;
   constexpr std::int64_t kBlock = V::kSumUnits * U::kElements;
   std::int64_t h = 0;
+  if (U::kPaired && any_nan_weight(sum)) {  // a payload could break store_pair; the output is NaN anyhow
+    for (; h < sum.hidden; h += V::kWidth)
+      sum_tail<V, Row, Out>(sum, h, sum.hidden - h < V::kWidth ? sum.hidden - h : V::kWidth);
+    return;
+  }
   for (; h + kBlock <= sum.hidden; h += kBlock) sum_block<V, Row, Out, V::kSumUnits>(sum, h);
   for (; h + U::kElements <= sum.hidden; h += U::kElements) sum_block<V, Row, Out, 1>(sum, h);
   for (; h < sum.hidden; h += V::kWidth)
@@ -126,24 +172,28 @@ void weighted_sum(const WeightedSum& sum) {
   }
 }
 
-/// Elements [h, end), which share a scale.
-template <class V, DType From, DType To>
-void scale_block(const std::byte* from, std::byte* to, std::int64_t h, std::int64_t end, float scale_value,
-                 float factor_value) {
+/// Elements [h, end), which share a scale: x * first, or (x * first) * second.
+template <class V, DType From, DType To, bool Twice>
+void scale_block(const std::byte* from, std::byte* to, std::int64_t h, std::int64_t end, float first_value,
+                 float second_value) {
   using U = Unit<V, From, To>;
   using F = typename V::F;
-  const F scale = V::broadcast(scale_value);
-  const F factor = V::broadcast(factor_value);
+  const F first = V::broadcast(without_payload(first_value));
+  const F second = V::broadcast(without_payload(second_value));
+  const auto product = [&](F x) {
+    x = V::mul(x, first);
+    return Twice ? V::mul(x, second) : x;
+  };
   for (; h + U::kElements <= end; h += U::kElements) {
     F x[U::kVectors];
     U::template load<From>(from, h, x);
-    for (int v = 0; v < U::kVectors; ++v) x[v] = V::mul(V::mul(x[v], scale), factor);
+    for (int v = 0; v < U::kVectors; ++v) x[v] = product(x[v]);
     U::store(to, h, x);
   }
   for (; h < end; h += V::kWidth) {
     const std::int64_t count = end - h < V::kWidth ? end - h : V::kWidth;
     const F x = V::template load_tail<From>(from + h * size_of(From), count);
-    V::template store_tail<To>(to + h * size_of(To), V::mul(V::mul(x, scale), factor), count);
+    V::template store_tail<To>(to + h * size_of(To), product(x), count);
   }
 }
 
@@ -152,14 +202,17 @@ void scaled_copy_typed(const ScaledCopy& copy) {
   const auto* from = static_cast<const std::byte*>(copy.from);
   auto* to = static_cast<std::byte*>(copy.to);
   if (copy.from_scale == ScaleType::none)
-    return scale_block<V, From, To>(from, to, 0, copy.hidden, 1.0F, copy.factor);
+    return scale_block<V, From, To, false>(from, to, 0, copy.hidden, copy.factor, 1.0F);
   std::int64_t b = 0;
   for (std::int64_t h = 0; h < copy.hidden; h += copy.block, ++b) {
     const float scale = copy.from_scale == ScaleType::f32
                             ? load_element(DType::f32, copy.from_scales, b)
                             : ue8m0_to_f32(static_cast<const std::uint8_t*>(copy.from_scales)[b]);
     const std::int64_t end = copy.hidden - h < copy.block ? copy.hidden : h + copy.block;
-    scale_block<V, From, To>(from, to, h, end, scale, copy.factor);
+    if (copy.factor == 1.0F)
+      scale_block<V, From, To, false>(from, to, h, end, scale, 1.0F);
+    else
+      scale_block<V, From, To, true>(from, to, h, end, scale, copy.factor);
   }
 }
 
