@@ -42,14 +42,11 @@ std::int64_t copy_lines(std::byte* out, const std::byte* in, std::int64_t bytes)
   return i;
 }
 
-/// Asks for the lines that a kernel reading Bytes at `row + offset` will read some blocks later. Rows come
-/// from other cores' caches and many at a time, more than the hardware prefetchers follow; past the end of a
-/// row it asks in vain.
-template <std::int64_t Bytes>
+/// Asks for the lines of the Bytes that lie Ahead of `row + offset`. Rows come from other cores' caches and
+/// many at a time, more than the hardware prefetchers follow; past the end of a row it asks in vain.
+template <std::int64_t Bytes, std::int64_t Ahead>
 void prefetch(const std::byte* row, std::int64_t offset) {
-  constexpr std::int64_t kAhead = 512;
-  const std::uintptr_t at =
-      reinterpret_cast<std::uintptr_t>(row) + static_cast<std::uintptr_t>(offset + kAhead);
+  const auto at = reinterpret_cast<std::uintptr_t>(row) + static_cast<std::uintptr_t>(offset + Ahead);
   for (std::uintptr_t line = 0; line < static_cast<std::uintptr_t>(Bytes); line += 64)
     __builtin_prefetch(reinterpret_cast<const void*>(at + line));
 }
@@ -96,7 +93,7 @@ void sum_block(const WeightedSum& sum, std::int64_t h) {
     const auto* row = static_cast<const std::byte*>(sum.rows[k]);
     if (row == nullptr) continue;
     const F weight = V::broadcast(sum.weights[k]);
-    prefetch<Units * U::kElements * size_of(Row)>(row, h * size_of(Row));
+    prefetch<Units * U::kElements * size_of(Row), 512>(row, h * size_of(Row));
     for (int u = 0; u < Units; ++u) {
       F x[U::kVectors];
       U::template load<Row>(row, h + u * U::kElements, x);
@@ -186,6 +183,7 @@ void scale_block(const std::byte* from, std::byte* to, std::int64_t h, std::int6
   };
   for (; h + U::kElements <= end; h += U::kElements) {
     F x[U::kVectors];
+    prefetch<U::kElements * size_of(From), 1024>(from, h * size_of(From));
     U::template load<From>(from, h, x);
     for (int v = 0; v < U::kVectors; ++v) x[v] = product(x[v]);
     U::store(to, h, x);
