@@ -90,6 +90,7 @@ struct PointRunner {
   std::size_t num_points;
 
   PointResult run(const Point& point, std::size_t index, double seconds) const {
+    const auto start = Clock::now();
     const double base = static_cast<double>(index) / static_cast<double>(num_points);
     const std::string what = fmt::format("{} {} tokens, {}", point.preset, point.tokens, point.routing_label);
     if (output.progress) output.progress(base, what);
@@ -116,6 +117,7 @@ struct PointRunner {
     harness.block_ms = options.block_ms;
     harness.rounds = options.rounds;
     harness.max_seconds = seconds;
+    harness.start = start;
     harness.inner_phases = options.inner_phases;
     harness.thresholds = thresholds;
     if (output.progress)

@@ -17,13 +17,14 @@ struct Entry {
 };
 
 /// Methods of one kind that may be compared, fastest first.
-std::vector<Entry> ranking(const PointResult& result, const std::string& placement, bool rows_only) {
+std::vector<Entry> ranking(const PointResult& result, const std::string& placement, bool rows_only,
+                           std::int64_t min_rounds) {
   std::vector<Entry> entries;
   for (const MethodResult& method : result.methods) {
     if (method.status != "ok" || method.kind == MethodKind::floor) continue;
     if (rows_only && method.kind != MethodKind::rows) continue;
     const PhaseResult* total = method.find(placement, "total");
-    if (total == nullptr || total->rounds < result.required_rounds) continue;
+    if (total == nullptr || total->rounds < min_rounds) continue;
     entries.push_back(
         {method.name, total->us.median, method.kind,
          method.find(placement, "dispatch")->us.median + method.find(placement, "combine")->us.median});
@@ -60,9 +61,24 @@ std::string winners(const std::vector<std::pair<std::string, std::int64_t>>& win
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
+/// Rounds of the class that a point's table shows: of the method with fewest.
+std::int64_t fewest_rounds(const PointResult& result) {
+  const std::string placement = result.main_placement();
+  std::int64_t fewest = result.required_rounds;
+  for (const MethodResult& method : result.methods)
+    if (const PhaseResult* total = method.find(placement, "total"); total != nullptr)
+      fewest = std::min(fewest, total->rounds);
+  return fewest;
+}
+
 std::string conclude(const std::vector<const PointResult*>& results) {
+  const bool enough = std::any_of(results.begin(), results.end(), [](const PointResult* result) {
+    return !ranking(*result, result->main_placement(), false, result->required_rounds).empty();
+  });
+
   std::vector<std::pair<std::string, std::int64_t>> row_wins;
   bool compared = false;
+  std::int64_t fewest = results.front()->required_rounds;
   std::string view_name;
   std::vector<double> ahead;
   std::vector<double> view_ahead;
@@ -72,8 +88,10 @@ std::string conclude(const std::vector<const PointResult*>& results) {
   std::vector<std::string> placements;
   for (const PointResult* result : results) {
     const std::string placement = result->main_placement();
-    const std::vector<Entry> rows = ranking(*result, placement, true);
-    const std::vector<Entry> all = ranking(*result, placement, false);
+    const std::int64_t min_rounds = enough ? result->required_rounds : 1;
+    if (!enough) fewest = std::min(fewest, fewest_rounds(*result));
+    const std::vector<Entry> rows = ranking(*result, placement, true, min_rounds);
+    const std::vector<Entry> all = ranking(*result, placement, false, min_rounds);
     if (all.empty()) continue;
     if (std::find(placements.begin(), placements.end(), placement) == placements.end())
       placements.push_back(placement);
@@ -98,9 +116,14 @@ std::string conclude(const std::vector<const PointResult*>& results) {
   const Point& point = results.front()->point;
   std::string text = fmt::format("{}, {} ranks, {}, routing {}", point.preset, point.ranks,
                                  dtype_name(point.in_dtype), point.routing_label);
-  if (!compared)
-    return text + ": no placement class had enough rounds to compare methods; give more --max-seconds.\n";
+  if (!compared) return text + ": nothing was measured; give more --max-seconds.\n";
   text += fmt::format(" (placement {}): ", fmt::join(placements, ", "));
+  if (!enough)
+    text += fmt::format(
+        "no class had the {} rounds that a comparison needs, so this is a hint from {} or more only (give "
+        "more "
+        "--max-seconds): ",
+        results.front()->required_rounds, fewest);
   if (!row_wins.empty()) {
     text += fmt::format("the fastest method that delivers rows is {}", winners(row_wins));
     if (!ahead.empty())
@@ -113,12 +136,16 @@ std::string conclude(const std::vector<const PointResult*>& results) {
   }
   if (!view_ahead.empty()) {
     const auto [slowest, fastest] = std::minmax_element(view_ahead.begin(), view_ahead.end());
-    text += *slowest >= 1.0 ? fmt::format(" Where experts can read rows through pointers, use {}", view_name)
-            : *fastest > 1.0
-                ? fmt::format(" Where experts can read rows through pointers, {} is worth a look", view_name)
-                : fmt::format(" {} (pointers to the rows) is no faster", view_name);
-    text += fmt::format(": the total shrinks {} times", range(view_ahead));
-    if (!view_above_floor.empty()) text += fmt::format(", to {} times that floor", range(view_above_floor));
+    if (*slowest >= 1.0)
+      text += fmt::format(" Where experts can read rows through pointers, use {}: {} times faster again",
+                          view_name, range(view_ahead));
+    else if (*fastest >= 1.0)
+      text += fmt::format(" Where experts can read rows through pointers, try {}: {} times as fast",
+                          view_name, range(view_ahead));
+    else
+      text += fmt::format(" {} (pointers to the rows) is no faster here: {} times as fast", view_name,
+                          range(view_ahead));
+    if (!view_above_floor.empty()) text += fmt::format(", at {} times that floor", range(view_above_floor));
     text += ".";
   }
   return text + "\n";

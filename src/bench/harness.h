@@ -16,7 +16,8 @@ struct HarnessOptions {
   std::int64_t iterations = 0;  ///< 0: as many as fit block_ms
   double block_ms = 4;
   std::int64_t rounds = 10;
-  double max_seconds = 10;  ///< Of this point
+  double max_seconds = 10;                 ///< Of this point, from `start`
+  Clock::time_point start = Clock::now();  ///< One clock for all processes of a machine
   bool inner_phases = true;
   PlacementThresholds thresholds;
   std::function<void(double)> progress;  ///< Share done; called on rank 0 only

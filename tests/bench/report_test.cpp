@@ -167,10 +167,11 @@ TEST(ConclusionTest, NamesTheFastestWithItsLeadAndTheFloor) {
   EXPECT_NE(text.find("use shunt/view"), std::string::npos) << text;
 }
 
-TEST(ConclusionTest, ComparesNothingWithTooFewRounds) {
+TEST(ConclusionTest, CallsItAHintWithTooFewRounds) {
   std::vector<PointResult> results{small_result()};
   results[0].required_rounds = 11;
-  EXPECT_NE(format_conclusion(results).find("no placement class had enough rounds"), std::string::npos);
+  EXPECT_NE(format_conclusion(results).find("no class had the 11 rounds that a comparison needs"),
+            std::string::npos);
 }
 
 TEST(TableTest, ShowsFloorsUnseenClassesAndFailures) {

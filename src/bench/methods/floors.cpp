@@ -77,6 +77,11 @@ class XcopyMethod final : public Method {
       std::memset(memory_.rows.data(), 0xff, static_cast<std::size_t>(memory_.rows.bytes()));
   }
 
+  [[nodiscard]] std::span<std::byte> own_tokens() override {
+    const TokenShare share = workload_.share(rank_);
+    return {memory_.symmetric_tokens.local, static_cast<std::size_t>((share.end - share.begin) * payload_)};
+  }
+
   [[nodiscard]] std::string check_own() const override {
     for (std::int32_t source = 0; source < ranks_; ++source) {
       const std::byte* found = destination() + offset(source, rank_);

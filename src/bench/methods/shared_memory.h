@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include <shunt/bench/method.h>
 
@@ -33,6 +34,9 @@ class SharedMemory {
 
   /// Tokens of this rank's group in private memory, [T, H] dense.
   [[nodiscard]] const std::byte* private_tokens() const noexcept { return tokens_.data(); }
+  [[nodiscard]] std::span<std::byte> private_token_bytes() const noexcept {
+    return {tokens_.data(), static_cast<std::size_t>(tokens_.bytes())};
+  }
 
   SharedSizes sizes;
   std::unique_ptr<Collectives> collectives;  ///< Null where no method asked for it

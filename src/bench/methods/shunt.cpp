@@ -119,6 +119,10 @@ class ShuntMethod final : public Method {
                   static_cast<std::size_t>(workload_.row_bytes()));
   }
 
+  [[nodiscard]] std::span<std::byte> own_tokens() override {
+    return {all_to_all_.token_buffer().data, static_cast<std::size_t>(tokens_ * workload_.row_bytes())};
+  }
+
   [[nodiscard]] int buffer_generations() const noexcept override { return 2; }
 
  private:
