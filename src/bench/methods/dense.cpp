@@ -114,6 +114,8 @@ class DenseMethod final : public Method {
     return found;
   }
   [[nodiscard]] const std::byte* combined() const override { return memory_.combined.data(); }
+  [[nodiscard]] std::span<std::byte> own_tokens() override { return memory_.private_token_bytes(); }
+
   void poison() override {
     for (const PrivateBuffer* buffer : {&memory_.receive, &memory_.rows, &memory_.outputs, &memory_.combined})
       if (buffer->bytes() > 0) std::memset(buffer->data(), 0xff, static_cast<std::size_t>(buffer->bytes()));

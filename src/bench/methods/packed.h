@@ -33,6 +33,7 @@ class PackedMethod : public Method {
   [[nodiscard]] ArrivedRows arrived() const final;
   [[nodiscard]] const std::byte* combined() const final { return memory_.combined.data(); }
   void poison() final;
+  [[nodiscard]] std::span<std::byte> own_tokens() final { return memory_.private_token_bytes(); }
 
  protected:
   /// Tells the owners how many items come, where the exchange itself does not. Returns whether it did

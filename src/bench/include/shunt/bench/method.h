@@ -59,9 +59,10 @@ class Method {
   /// Overwrites what earlier iterations left in every output, so that only new bytes can pass the check.
   /// Called between iterations, all ranks having met before and after.
   virtual void poison() = 0;
-  /// The tokens that this rank brings to dispatch, where it reads them. Before every iteration, outside the times, the
-  /// harness writes each line of them anew with the same bytes, as the layer before would have: tokens that nobody had
-  /// written since the last step would still lie in the peers' caches. Empty for a floor that moves no tokens.
+  /// The tokens that this rank brings to dispatch, where it reads them. Before every iteration, outside the
+  /// times, the harness writes each line of them anew with the same bytes, as the layer before would have:
+  /// tokens that nobody had written since the last step would still lie in the peers' caches. Empty for a
+  /// floor that moves no tokens.
   [[nodiscard]] virtual std::span<std::byte> own_tokens() { return {}; }
   /// Iterations after which the first output memory is used again.
   [[nodiscard]] virtual int buffer_generations() const noexcept { return 1; }
