@@ -19,7 +19,7 @@ enum class RankMode : std::uint8_t {
 struct LaunchOptions {
   std::int32_t ranks = 2;  ///< 1 <= ranks <= 1024
   RankMode mode = RankMode::processes;
-  std::string transport = "shm";                ///< A name of transport_registry()
+  std::string transport = "shm";                     ///< A name of transport_registry()
   std::chrono::milliseconds start_deadline{30'000};  ///< For all ranks to meet
   bool pin = false;  ///< Pin rank r to the (r mod cores)-th CPU this process may run on
 };
@@ -27,18 +27,21 @@ struct LaunchOptions {
 /// How one rank ended.
 struct RankOutcome {
   std::int32_t rank = 0;
-  int exit_status = 0;     ///< Of the rank's function or its error; 128 + signal where a signal killed it
-  int signal = 0;          ///< 0, or the signal that killed the process
-  std::string message;     ///< Text of the error that ended the rank, empty on success
+  int exit_status = 0;  ///< Of the rank's function or its error; 128 + signal where a signal killed it
+  int signal = 0;       ///< 0, or the signal that killed the process
+  std::string message;  ///< Text of the error that ended the rank, empty on success
 };
 
 /// Runs `body` as every rank of a new world on this machine and returns when all have ended.
-/// Ownership: a rank's Transport lives during the call of its body. The memory of the world is anonymous (memfd): it is
+/// Ownership: a rank's Transport lives during the call of its body. The memory of the world is anonymous
+/// (memfd): it is
 ///            gone when the last rank ends, however it ends.
-/// Errors:    Errc::invalid_argument, Errc::unavailable before anything is started. What happens in ranks is reported in
-///            the outcomes: a shunt::Error in a rank ends it with exit_status(code). Where a rank dies, the others learn
-///            it in their next wait (processes) or at their deadline (threads) and end with Errc::peer_lost or
-///            timeout. A child whose parent dies is killed.
+/// Errors:    Errc::invalid_argument, Errc::unavailable before anything is started. What happens in ranks is
+/// reported in
+///            the outcomes: a shunt::Error in a rank ends it with exit_status(code). Where a rank dies or
+///            throws, the others learn it in their next long wait and end with Errc::peer_lost; where it is
+///            stopped, at their deadline. A stopped rank is killed when every other rank has ended, at least
+///            one of them with an error. A child whose parent dies is killed.
 /// Threads:   call from a single-threaded process (processes mode forks).
 std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
 
@@ -55,18 +58,18 @@ struct TransportInfo {
 
 /// What the launcher's environment variables say; see parse_rank_environment().
 struct RankEnvironment {
-  bool present = false;              ///< Whether MASTER_ADDR … are set at all
+  bool present = false;  ///< Whether MASTER_ADDR … are set at all
   std::string master_addr;
   std::int32_t master_port = 0;
   std::int32_t world_size = 0;
-  std::int32_t local_size = 0;       ///< WORLD_LOCAL_SIZE
+  std::int32_t local_size = 0;  ///< WORLD_LOCAL_SIZE
   std::int32_t node_rank = 0;
   [[nodiscard]] std::int32_t nodes() const noexcept { return local_size == 0 ? 0 : world_size / local_size; }
 };
 
-/// Reads MASTER_ADDR MASTER_PORT WORLD_SIZE WORLD_LOCAL_SIZE NODE_RANK. `get` maps a name to its value or null (std::getenv).
-/// Result: present = false where MASTER_ADDR and WORLD_LOCAL_SIZE are both unset.
-/// Errors: Errc::invalid_argument naming the variable, its value and what is allowed: all five set, port 1-65535,
+/// Reads MASTER_ADDR MASTER_PORT WORLD_SIZE WORLD_LOCAL_SIZE NODE_RANK. `get` maps a name to its value or
+/// null (std::getenv). Result: present = false where MASTER_ADDR and WORLD_LOCAL_SIZE are both unset. Errors:
+/// Errc::invalid_argument naming the variable, its value and what is allowed: all five set, port 1-65535,
 ///         WORLD_SIZE a multiple of WORLD_LOCAL_SIZE, NODE_RANK below their quotient.
 [[nodiscard]] RankEnvironment parse_rank_environment(const std::function<const char*(const char*)>& get);
 

@@ -19,8 +19,8 @@ struct Capabilities {
   bool device_memory = false;  ///< Symmetric memory lies in GPU memory.
 };
 
-/// Handle of memory that every rank allocated together, same size and layout on each. Plain value; the transport
-/// owns the memory.
+/// Handle of memory that every rank allocated together, same size and layout on each. Plain value; the
+/// transport owns the memory.
 struct SymmetricBuffer {
   std::byte* local = nullptr;  ///< This rank's part
   std::int64_t bytes = 0;      ///< Per rank
@@ -32,22 +32,24 @@ inline constexpr std::int64_t kSignalStride = 128;
 
 /// What a wait waits for; a timeout or a lost peer is reported in these words.
 struct WaitSite {
-  const char* phase = "";   ///< "dispatch", "combine", "barrier", … (static storage)
-  std::int32_t peer = -1;   ///< Rank whose signal is missing
+  const char* phase = "";  ///< "dispatch", "combine", "barrier", … (static storage)
+  std::int32_t peer = -1;  ///< Rank whose signal is missing
 };
 
 using Clock = std::chrono::steady_clock;
 using Deadline = Clock::time_point;
 
 /// Moves bytes and signals between the ranks of a world.
-/// Signals are 64-bit words in symmetric memory, kSignalStride apart, that only grow (compared by signed difference,
-/// so they may wrap). One rank writes a given word.
-/// Ordering:  payload put towards a peer before signal()/put_signal() to that peer is visible to a reader that saw the
+/// Signals are 64-bit words in symmetric memory, kSignalStride apart, that only grow (compared by signed
+/// difference, so they may wrap). One rank writes a given word. Ordering:  payload put towards a peer before
+/// signal()/put_signal() to that peer is visible to a reader that saw the
 ///            signal through wait_signal(). Stores made directly through peer_pointer() are ordered likewise
-///            (streaming stores after store_fence() of the pack module). Without `ordered`, two put_signal() calls may
-///            arrive in either order.
+///            (streaming stores after store_fence() of the pack module). Without `ordered`, two put_signal()
+///            calls may arrive in either order; writes of one signal word keep theirs.
 /// Threads:   one rank's object is used by one thread at a time.
 /// Errors:    Errc::timeout, Errc::peer_lost: the transport is dead; only destruction is allowed.
+/// Errc::invalid_argument
+///            where bytes or a signal word lie outside the buffer: nothing was moved.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -59,33 +61,41 @@ class Transport {
   [[nodiscard]] virtual Capabilities capabilities() const noexcept = 0;
 
   /// Collective. Zeroed, pre-faulted symmetric memory; `what` names it in errors. bytes may be 0.
-  /// Errors: Errc::out_of_memory on every rank where the ranks together would exceed the memory available; nothing
-  ///         is touched and the transport stays usable. Errc::invalid_argument where ranks ask for different sizes.
+  /// Errors: Errc::out_of_memory on every rank where the ranks together would exceed the memory available;
+  /// nothing
+  ///         is touched and the transport stays usable. Errc::invalid_argument where ranks ask for different
+  ///         sizes.
   virtual SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) = 0;
-  /// Local: other ranks may still use theirs.
+  /// Local: other ranks may still use theirs, and read this rank's part until they release it too.
   virtual void release(SymmetricBuffer& buffer) noexcept = 0;
 
-  /// Address of `peer`'s part in this rank's address space, or null where it cannot be loaded and stored.
-  [[nodiscard]] virtual std::byte* peer_pointer(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept = 0;
+  /// Address of `peer`'s part in this rank's address space, or null where it cannot be loaded and stored. For
+  /// the own rank always buffer.local.
+  [[nodiscard]] virtual std::byte* peer_pointer(const SymmetricBuffer& buffer,
+                                                std::int32_t peer) const noexcept = 0;
 
-  /// Starts copying `bytes` from `from` to offset `offset` of peer's part. `from` may be reused after quiet().
+  /// Starts copying `bytes` from `from` to offset `offset` of peer's part. `from` may be reused after
+  /// quiet().
   virtual void put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
                    std::int64_t bytes) = 0;
-  /// put, then the signal word at `signal_offset` of the same buffer becomes `value` once the bytes have arrived.
-  virtual void put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
-                          std::int64_t bytes, std::int64_t signal_offset, std::uint64_t value) = 0;
+  /// put, then the signal word at `signal_offset` of the same buffer becomes `value` once the bytes have
+  /// arrived.
+  virtual void put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                          const void* from, std::int64_t bytes, std::int64_t signal_offset,
+                          std::uint64_t value) = 0;
   /// Sets peer's signal word after everything put to that peer before.
   virtual void signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
                       std::uint64_t value) = 0;
   /// Waits until the own signal word is at least `value` (signed difference) and returns it.
-  virtual std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
-                                    Deadline deadline, const WaitSite& site) = 0;
+  virtual std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset,
+                                    std::uint64_t value, Deadline deadline, const WaitSite& site) = 0;
   /// Orders this rank's earlier puts to each peer before its later ones.
   virtual void fence() = 0;
   /// Returns when every earlier put has been read out of its source and will arrive without further calls.
   virtual void quiet() = 0;
 
-  /// Collective. Collectives over this transport; an implementation with better ones of its own overrides this.
+  /// Collective. Collectives over this transport; an implementation with better ones of its own overrides
+  /// this.
   virtual std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline);
 
  protected:
