@@ -25,12 +25,12 @@ constexpr float without_payload(float x) {
 }
 
 /// Copies as many whole lines of 64 bytes as fit and returns their bytes. L gives load and store of one.
-/// Long rows go in four quarters side by side: prefetchers stop at the end of a page, so that one stream from
-/// another core's cache keeps fewer lines under way than four. All loads come before the stores, because a
-/// load waits for an earlier store to the same place in another page.
+/// Rows of two pages and more go in four quarters side by side: prefetchers stop at the end of a page, so
+/// that one stream from another core's cache keeps fewer lines under way than four. All loads come before the
+/// stores, because a load waits for an earlier store to the same place in another page.
 template <class L>
 std::int64_t copy_lines(std::byte* out, const std::byte* in, std::int64_t bytes) {
-  const std::int64_t quarter = bytes >= 4096 ? bytes / 512 * 128 : 0;
+  const std::int64_t quarter = bytes >= 8192 ? bytes / 512 * 128 : 0;
   std::int64_t i = 0;
   for (; i < quarter; i += 128) {
     using Line = decltype(L::load(in));
