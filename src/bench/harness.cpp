@@ -30,6 +30,16 @@ std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
 }
 
+/// Stores to every line what it holds already.
+void write_anew(std::span<std::byte> bytes) {
+  constexpr std::size_t kLine = 64;
+  for (std::size_t at = 0; at < bytes.size(); at += kLine) {
+    volatile std::byte& first = bytes[at];
+    const std::byte held = first;
+    first = held;
+  }
+}
+
 /// What each rank says at the end of a block; rank 0's probes and clock count for all.
 struct BlockNote {
   double before_ns = -1;
@@ -159,6 +169,7 @@ class PointRun {
   /// One iteration. `verdict` not null: what was delivered is checked between the phases, outside the times.
   void iterate(Method& method, const MethodSpec& spec, RankStamps& stamps, Verdict* verdict) {
     std::string wrong;
+    write_anew(method.own_tokens());
     meet();
     stamps.dispatch_begin = now_ns();
     method.dispatch();
