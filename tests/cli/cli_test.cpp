@@ -155,7 +155,7 @@ TEST(CliTest, NeverOverwritesResults) {
 
 TEST(CliTest, NamesFilesByTimeInData) {
   const Folder folder;
-  const Ended ended = run_shunt(tiny({"--methods", "shunt", "--tokens", "1"}), folder.path());
+  const Ended ended = run_shunt(tiny({"--methods", "shunt"}), folder.path());
   ASSERT_EQ(ended.status, 0) << ended.err;
   std::set<std::string> suffixes;
   for (const auto& entry : std::filesystem::directory_iterator(folder.file("data")))
