@@ -131,6 +131,29 @@ TEST_P(ScaledCopyTest, UndoesQuantiseWithinHalfAStep) {
   }
 }
 
+TEST_P(ScaledCopyTest, StaysNanWhenScaleOrFactorIsNanWithAFullPayload) {
+  constexpr std::int64_t kHidden = 150;
+  GuardedBuffer from(kHidden * 2);
+  for (std::int64_t h = 0; h < kHidden; ++h) store_element(DType::bf16, from.data(), h, 1.0F);
+  for (const std::uint32_t bits : {0x7fffffffU, 0xffffffffU, 0x7f800001U}) {
+    float nan = 0;
+    std::memcpy(&nan, &bits, sizeof nan);
+    for (const bool scale_is_nan : {false, true}) {
+      const float scale = scale_is_nan ? nan : 2.0F;
+      GuardedBuffer to(kHidden * 2);
+      kernels().scaled_copy({.from = from.data(),
+                             .from_scales = &scale,
+                             .to = to.data(),
+                             .hidden = kHidden,
+                             .from_scale = ScaleType::f32,
+                             .block = kHidden,
+                             .factor = scale_is_nan ? 3.0F : nan});
+      for (std::int64_t h = 0; h < kHidden; ++h)
+        ASSERT_TRUE(std::isnan(load_element(DType::bf16, to.data(), h))) << bits << ", column " << h;
+    }
+  }
+}
+
 SHUNT_FOR_EVERY_ISA(ScaledCopyTest);
 
 }  // namespace

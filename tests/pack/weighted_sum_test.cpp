@@ -166,6 +166,24 @@ TEST_P(WeightedSumTest, RoundsEveryKindOfFloatToBf16AsTheScalarOne) {
   }
 }
 
+TEST_P(WeightedSumTest, StaysNanWhenAWeightIsNanWithAFullPayload) {
+  // Rounding such a payload up by one would carry into the sign and leave a zero.
+  constexpr std::int64_t kHidden = 150;
+  GuardedBuffer row(kHidden * 2);
+  GuardedBuffer out(kHidden * 2);
+  for (std::int64_t h = 0; h < kHidden; ++h) store_element(DType::bf16, row.data(), h, 1.0F);
+  const void* pointer = row.data();
+  for (const std::uint32_t bits : {0x7fffffffU, 0xffffffffU, 0x7f800001U}) {
+    float weight = 0;
+    std::memcpy(&weight, &bits, sizeof weight);
+    kernels().weighted_sum(
+        {.rows = &pointer, .weights = &weight, .num_rows = 1, .hidden = kHidden, .out = out.data()});
+    for (std::int64_t h = 0; h < kHidden; ++h)
+      ASSERT_TRUE(std::isnan(load_element(DType::bf16, out.data(), h)))
+          << "weight " << bits << ", column " << h;
+  }
+}
+
 SHUNT_FOR_EVERY_ISA(WeightedSumTest);
 
 }  // namespace
