@@ -21,7 +21,8 @@ struct QuantisedRow {
 
 /// How rows become fp8. block >= 1 elements share a scale; the last block may be short.
 /// Source: DeepEP's per-token cast: scale = max(amax, 1e-4) / max_finite, q = x / scale, both by IEEE division in fp32,
-///         then to nearest even, saturating. ue8m0: the scale is rounded up to a power of two first.
+///         then to nearest even, saturating. ue8m0: the scale is rounded up to a power of two first. NaN elements stay
+///         out of amax and become NaN; with ScaleType::none elements are only converted.
 struct Quantisation {
   DType dtype = DType::f8e4m3;
   ScaleType scale = ScaleType::f32;
