@@ -202,23 +202,24 @@ TEST_P(TransferConformance, FenceKeepsPutsInOrder) {
     const std::int32_t rank = transport.world().rank;
     const Layout layout{transport.world().size, 256};
     auto buffer = transport.allocate(layout.bytes(), "slots", patience());
-    std::vector<std::byte> old_bytes(256);
-    std::vector<std::byte> new_bytes(256);
+    std::vector<std::byte> source(static_cast<std::size_t>(layout.size) * 512);
     for (std::uint64_t step = 1; step <= 100; ++step) {
       for (std::int32_t peer = 0; peer < layout.size; ++peer) {
-        fill(old_bytes.data(), 256, rank, peer, static_cast<std::int64_t>(step) + 1000);
-        fill(new_bytes.data(), 256, rank, peer, static_cast<std::int64_t>(step));
-        transport.put(buffer, peer, layout.payload(rank), old_bytes.data(), 256);
+        std::byte* old_bytes = source.data() + peer * 512;
+        std::byte* new_bytes = old_bytes + 256;
+        fill(old_bytes, 256, rank, peer, static_cast<std::int64_t>(step) + 1000);
+        fill(new_bytes, 256, rank, peer, static_cast<std::int64_t>(step));
+        transport.put(buffer, peer, layout.payload(rank), old_bytes, 256);
         transport.fence();
-        transport.put_signal(buffer, peer, layout.payload(rank), new_bytes.data(), 256, layout.signal(rank),
-                             step);
-        transport.quiet();
+        transport.put(buffer, peer, layout.payload(rank), new_bytes, 256);
+        transport.signal(buffer, peer, layout.signal(rank), step);
       }
       for (std::int32_t peer = 0; peer < layout.size; ++peer) {
         transport.wait_signal(buffer, layout.signal(peer), step, patience(), {"dispatch", peer});
         require_filled(buffer.local + layout.payload(peer), 256, peer, rank, static_cast<std::int64_t>(step),
                        "fence");
       }
+      transport.quiet();
       acknowledge_all(transport, buffer, layout, step);
     }
     transport.release(buffer);
