@@ -15,20 +15,24 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+// Linux 6.1, likewise.
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 namespace shunt::shm {
 namespace {
 
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 /// Below this the rounding to whole huge pages would waste more than it gains.
-constexpr std::int64_t kHugeFrom = 4 * kHugePage;
+constexpr std::int64_t kHugeFrom = 2 * kHugePage;
 
+/// Whether the system may give shared memory huge pages, be it only on request: "never" still allows the
+/// request, "deny" does not.
 [[nodiscard]] bool shared_huge_pages() {
   std::ifstream file("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
   std::string text;
-  std::getline(file, text);
-  return text.find("[always]") != std::string::npos || text.find("[advise]") != std::string::npos ||
-         text.find("[within_size]") != std::string::npos || text.find("[force]") != std::string::npos;
+  return std::getline(file, text) && text.find("[deny]") == std::string::npos;
 }
 
 [[nodiscard]] int create_file() {
@@ -148,6 +152,14 @@ void Segment::discard(std::int64_t offset, std::int64_t stride) noexcept {
   // A failure keeps the memory until the world ends, which is no error of the caller.
   [[maybe_unused]] const int result =
       fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, chunk_bytes(stride));
+}
+
+void Segment::request_huge_pages(std::byte* address, std::int64_t bytes) const noexcept {
+  if (!huge_pages_ || bytes % kHugePage != 0) return;
+  // A range without any page is not collapsed; one page in each huge page's place is enough.
+  for (std::int64_t at = 0; at < bytes; at += kHugePage)
+    if (madvise(address + at, length(page_bytes_), MADV_POPULATE_WRITE) != 0) return;
+  madvise(address, length(bytes), MADV_COLLAPSE);
 }
 
 int Segment::populate(std::byte* address, std::int64_t offset, std::int64_t bytes) const noexcept {

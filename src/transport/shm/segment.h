@@ -48,6 +48,10 @@ class Segment {
   void retire(std::int64_t offset, std::int64_t stride) noexcept;
   /// Gives the memory of a chunk back to the system at once.
   void discard(std::int64_t offset, std::int64_t stride) noexcept;
+  /// Asks for huge pages behind a part that has no pages yet: rows are thousands of bytes at scattered
+  /// places, and every one would need page table entries of its own. Does nothing where the part is small or
+  /// the system refuses.
+  void request_huge_pages(std::byte* address, std::int64_t bytes) const noexcept;
   /// Gets the pages of [offset, offset + bytes) of the file, mapped at `address`. Result: 0 or an errno,
   /// never SIGBUS.
   [[nodiscard]] int populate(std::byte* address, std::int64_t offset, std::int64_t bytes) const noexcept;

@@ -133,6 +133,7 @@ int ShmTransport::map_and_touch(Chunk& chunk) {
   chunk.base = segment_.map(chunk.offset, chunk.stride);
   if (chunk.base == nullptr) return errno;
   const std::int64_t own = chunk.stride * world_.rank;
+  segment_.request_huge_pages(chunk.base + own, chunk.stride);
   if (const int error = segment_.populate(chunk.base + own, chunk.offset + own, chunk.stride)) return error;
   if (world_.rank > 0) return 0;
   const std::int64_t tail = chunk.stride * world_.size;
