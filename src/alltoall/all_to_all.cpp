@@ -121,6 +121,7 @@ void AllToAll::Impl::allocate() {
   for (auto* per_rank : {&selected, &sent, &sent_before, &cursor, &arrived})
     per_rank->assign(size(world.size), 0);
   sum_rows.resize(size(config.top_k));
+  next_sum_rows.resize(size(config.top_k));
   counts.assign(size(local_experts), 0);
   old_counts.assign(size(local_experts), 0);
   starts.assign(size(local_experts) + 1, 0);

@@ -1,15 +1,20 @@
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
+#include <shunt/pack/prefetch.h>
 
 #include "guarded.h"
 #include "impl.h"
 
 namespace shunt {
 namespace {
+
+/// Bytes of each row to ask for: K rows at once, few lines of each.
+constexpr std::int64_t kAhead = 256;
 
 std::size_t at(std::int64_t index) {
   return static_cast<std::size_t>(index);
@@ -98,10 +103,11 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
 
   std::fill(cursor.begin(), cursor.end(), 0);
   const std::int32_t* owner = owners.data();
-  for (std::int64_t token = 0; token < num_tokens; ++token) {
+  // The rows of one token ahead are looked up, so that their first lines are under way when their turn comes.
+  const auto look_up = [&](std::vector<const void*>& rows) {
     for (std::int64_t k = 0; k < config.top_k; ++k, ++owner) {
       if (*owner < 0) {
-        sum_rows[at(k)] = nullptr;
+        rows[at(k)] = nullptr;
         continue;
       }
       std::int32_t row = 0;
@@ -109,8 +115,14 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
           &row,
           position_slot(world.rank, *owner) + sizeof(std::uint64_t) + cursor[at(*owner)]++ * sizeof(row),
           sizeof(row));
-      sum_rows[at(k)] = peers[at(*owner)] + plan.output_offset + row * plan.output_row_bytes;
+      rows[at(k)] = peers[at(*owner)] + plan.output_offset + row * plan.output_row_bytes;
+      prefetch_to_read(rows[at(k)], kAhead);
     }
+  };
+  if (num_tokens > 0) look_up(next_sum_rows);
+  for (std::int64_t token = 0; token < num_tokens; ++token) {
+    std::swap(sum_rows, next_sum_rows);
+    if (token + 1 < num_tokens) look_up(next_sum_rows);
     kernels.weighted_sum({.rows = sum_rows.data(),
                           .weights = weights.row(token),
                           .num_rows = config.top_k,

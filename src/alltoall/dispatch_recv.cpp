@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
+#include <shunt/pack/prefetch.h>
 
 #include "guarded.h"
 #include "impl.h"
@@ -158,6 +159,11 @@ void AllToAll::Impl::pull_from(std::int32_t source, bool streaming) {
   const auto copy = streaming ? kernels.copy_streaming : kernels.copy;
   for (std::int64_t i = 0; i < arrived[at(source)]; ++i, ++position) {
     const std::int64_t token = read_entry(entries, i).token;
+    if (i + 1 < arrived[at(source)] && !streaming) {
+      prefetch_to_write(rows + position[1] * plan.row_bytes);
+      const std::int64_t next = read_entry(entries, i + 1).token;
+      if (next != token) prefetch_to_read(tokens + next * plan.row_bytes);
+    }
     copy(rows + *position * plan.row_bytes, tokens + token * plan.row_bytes, plan.row_bytes);
     if (plan.row_scale_bytes != 0)
       kernels.copy(row_scales + *position * plan.row_scale_bytes, scales + token * plan.row_scale_bytes,

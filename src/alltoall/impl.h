@@ -68,11 +68,12 @@ struct AllToAll::Impl {
   std::vector<std::int32_t> owners;    ///< [M, K] owner of each selection, -1 skipped
   std::vector<std::int64_t> seen;      ///< [E] stamp of the last token that named the expert
   std::int64_t stamp = 0;
-  std::vector<std::int32_t> selected;     ///< [R] entries of the whole group to each owner
-  std::vector<std::int32_t> sent;         ///< [R] entries of my share to each owner
-  std::vector<std::int32_t> sent_before;  ///< [R] entries of the members before me
-  std::vector<std::int32_t> cursor;       ///< [R] scratch
-  std::vector<const void*> sum_rows;      ///< [K] scratch of the weighted sum
+  std::vector<std::int32_t> selected;      ///< [R] entries of the whole group to each owner
+  std::vector<std::int32_t> sent;          ///< [R] entries of my share to each owner
+  std::vector<std::int32_t> sent_before;   ///< [R] entries of the members before me
+  std::vector<std::int32_t> cursor;        ///< [R] scratch
+  std::vector<const void*> sum_rows;       ///< [K] rows of the token being summed
+  std::vector<const void*> next_sum_rows;  ///< [K] and of the one after it
 
   // Owner side, this step.
   std::vector<std::int32_t> arrived;     ///< [R] entries from each source

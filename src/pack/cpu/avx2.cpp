@@ -16,6 +16,7 @@ void store_bytes(std::byte* at, __m256i x) {
 }
 
 struct PlainLine {
+  static constexpr bool kCached = true;
   __m256i low, high;
   static PlainLine load(const std::byte* at) { return {load_bytes(at), load_bytes(at + 32)}; }
   static void store(std::byte* at, const PlainLine& x) {
@@ -25,6 +26,7 @@ struct PlainLine {
 };
 
 struct StreamedLine : PlainLine {
+  static constexpr bool kCached = false;
   static void store(std::byte* at, const PlainLine& x) {
     _mm256_stream_si256(reinterpret_cast<__m256i*>(at), x.low);
     _mm256_stream_si256(reinterpret_cast<__m256i*>(at + 32), x.high);

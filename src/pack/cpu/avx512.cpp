@@ -14,11 +14,13 @@ __mmask64 first64(std::int64_t count) {
 }
 
 struct PlainLine {
+  static constexpr bool kCached = true;
   static __m512i load(const std::byte* at) { return _mm512_loadu_si512(at); }
   static void store(std::byte* at, __m512i x) { _mm512_storeu_si512(at, x); }
 };
 
 struct StreamedLine : PlainLine {
+  static constexpr bool kCached = false;
   static void store(std::byte* at, __m512i x) { _mm512_stream_si512(reinterpret_cast<__m512i*>(at), x); }
 };
 

@@ -16,6 +16,7 @@ void store_bytes(std::byte* at, uint8x16_t x) {
 }
 
 struct Line {
+  static constexpr bool kCached = true;
   static uint8x16x4_t load(const std::byte* at) {
     return {{load_bytes(at), load_bytes(at + 16), load_bytes(at + 32), load_bytes(at + 48)}};
   }

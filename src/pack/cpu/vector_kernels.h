@@ -24,6 +24,20 @@ constexpr float without_payload(float x) {
   return x == x ? x : __builtin_nanf("");
 }
 
+/// Asks for a line in order to write it. Destinations are mostly lines that another core has read or that
+/// fell out of this core's caches since the last step; stores alone keep few such lines under way. Where the
+/// instruction is not known it does nothing.
+inline void prefetch_to_write(const std::byte* at) {
+#if defined(__x86_64__)
+  __asm__ volatile("prefetchw %0" ::"m"(*at));
+#else
+  __builtin_prefetch(at, 1);
+#endif
+}
+
+/// How far ahead of its stores a kernel asks for destination lines.
+constexpr std::int64_t kWriteAhead = 512;
+
 /// Copies as many whole lines of 64 bytes as fit and returns their bytes. L gives load and store of one.
 /// Rows of two pages and more go in four quarters side by side: prefetchers stop at the end of a page, so
 /// that one stream from another core's cache keeps fewer lines under way than four. All loads come before the
@@ -35,10 +49,20 @@ std::int64_t copy_lines(std::byte* out, const std::byte* in, std::int64_t bytes)
   for (; i < quarter; i += 128) {
     using Line = decltype(L::load(in));
     Line lines[8];
+    if constexpr (L::kCached)
+      for (int n = 0; n < 8; ++n) prefetch_to_write(out + i + n / 2 * quarter + n % 2 * 64 + kWriteAhead);
     for (int n = 0; n < 8; ++n) lines[n] = L::load(in + i + n / 2 * quarter + n % 2 * 64);
     for (int n = 0; n < 8; ++n) L::store(out + i + n / 2 * quarter + n % 2 * 64, lines[n]);
   }
-  for (i = 4 * quarter; i + 64 <= bytes; i += 64) L::store(out + i, L::load(in + i));
+  for (i = 4 * quarter; i + 256 <= bytes; i += 256) {
+    using Line = decltype(L::load(in));
+    Line lines[4];
+    if constexpr (L::kCached)
+      for (int n = 0; n < 4; ++n) prefetch_to_write(out + i + n * 64 + kWriteAhead);
+    for (int n = 0; n < 4; ++n) lines[n] = L::load(in + i + n * 64);
+    for (int n = 0; n < 4; ++n) L::store(out + i + n * 64, lines[n]);
+  }
+  for (; i + 64 <= bytes; i += 64) L::store(out + i, L::load(in + i));
   return i;
 }
 
@@ -184,6 +208,7 @@ void scale_block(const std::byte* from, std::byte* to, std::int64_t h, std::int6
   for (; h + U::kElements <= end; h += U::kElements) {
     F x[U::kVectors];
     prefetch<U::kElements * size_of(From), 1024>(from, h * size_of(From));
+    prefetch_to_write(to + h * size_of(To) + kWriteAhead);
     U::template load<From>(from, h, x);
     for (int v = 0; v < U::kVectors; ++v) x[v] = product(x[v]);
     U::store(to, h, x);
