@@ -44,7 +44,7 @@ TEST_P(MemoryConformance, AllocatesZeroedAndDistinctMemory) {
     const std::int32_t size = transport.world().size;
     const auto collectives = transport.make_collectives(64, patience());
     std::vector<SymmetricBuffer> buffers;
-    const std::vector<std::int64_t> sizes = {1, 100, 4096, 100'001, 3 << 20};
+    const std::vector<std::int64_t> sizes = {1, 100, 4096, 100'001, 5 << 20};
     for (const std::int64_t bytes : sizes) {
       buffers.push_back(transport.allocate(bytes, "test buffer", patience()));
       const SymmetricBuffer& buffer = buffers.back();
