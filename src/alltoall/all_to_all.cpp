@@ -54,6 +54,7 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
   local_experts = partition.count(world.rank);
   max_rows = rank_max_rows(config, plan, world.size, world.rank);
   allocate();
+  if (config.delivery == Delivery::rows && config.movement == Movement::automatic) calibrate_moves();
 }
 
 AllToAll::Impl::~Impl() {

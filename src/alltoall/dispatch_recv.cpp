@@ -16,13 +16,6 @@ std::size_t at(std::int64_t index) {
   return static_cast<std::size_t>(index);
 }
 
-/// From about this many bytes in flight on the machine on (all ranks together), rows pass through memory
-/// anyway: streaming stores by the source are then the cheapest way, below it a plain copy by the owner,
-/// which leaves the rows in its cache. Measured: R1 rows at 2 ranks, owner's plain copies win up to 29 MB (3
-/// times), the source's streaming stores from 117 MB (1.5 times) on one machine; on another the two cross
-/// between 29 and 58 MB.
-constexpr std::int64_t kStreamingBytes = std::int64_t{48} << 20;
-
 Entry read_entry(const std::byte* entries, std::int64_t index) {
   Entry entry;
   std::memcpy(&entry, entries + index * static_cast<std::int64_t>(sizeof(Entry)), sizeof(Entry));
@@ -31,18 +24,16 @@ Entry read_entry(const std::byte* entries, std::int64_t index) {
 
 }  // namespace
 
+/// What moves on the machine if every pair moves as much as this one.
+std::int64_t AllToAll::Impl::in_flight(std::int64_t entries) const noexcept {
+  return entries * plan.row_bytes * world.size * world.size;
+}
+
 /// Both ends of a pair decide alike, from the number of entries that both know.
 bool AllToAll::Impl::pushes(std::int64_t entries, std::int32_t source, std::int32_t owner) const noexcept {
   if (source == owner || entries == 0 || config.delivery == Delivery::view) return false;
-  switch (config.movement) {
-    case Movement::pull:
-      return false;
-    case Movement::push:
-      return true;
-    case Movement::automatic:
-      break;
-  }
-  return entries * plan.row_bytes * world.size * world.size >= kStreamingBytes;
+  if (config.movement != Movement::automatic) return config.movement != Movement::pull;
+  return in_flight(entries) >= choice.push_from;
 }
 
 void AllToAll::Impl::await_announcements(Deadline until) {
@@ -195,6 +186,10 @@ void AllToAll::Impl::push_to(std::int32_t owner, Deadline until) {
   const std::byte* scales = buffer.local + plan.token_scale_offset;
   std::byte* const rows = peers[at(owner)] + plan.row_offset;
   std::byte* const row_scales = peers[at(owner)] + plan.row_scale_offset;
+  const bool streaming = config.movement == Movement::automatic
+                             ? in_flight(sent[at(owner)]) >= choice.stream_from
+                             : config.movement == Movement::push_streaming;
+  const auto copy = streaming ? kernels.copy_streaming : kernels.copy;
   const TokenShare share = token_share(num_tokens, config.dp_size, member);
   for (std::int64_t i = share.begin * config.top_k; i < share.end * config.top_k; ++i) {
     if (owners[at(i)] != owner) continue;
@@ -202,12 +197,12 @@ void AllToAll::Impl::push_to(std::int32_t owner, Deadline until) {
     std::memcpy(&row, position, sizeof(row));
     position += sizeof(row);
     const std::int64_t token = i / config.top_k;
-    kernels.copy_streaming(rows + row * plan.row_bytes, tokens + token * plan.row_bytes, plan.row_bytes);
+    copy(rows + row * plan.row_bytes, tokens + token * plan.row_bytes, plan.row_bytes);
     if (plan.row_scale_bytes != 0)
       kernels.copy(row_scales + row * plan.row_scale_bytes, scales + token * plan.row_scale_bytes,
                    plan.row_scale_bytes);
   }
-  store_fence();
+  if (streaming) store_fence();
   transport.signal(buffer, owner, plan.push_done_offset + world.rank * kSignalStride, word(0));
 }
 
@@ -216,7 +211,10 @@ void AllToAll::Impl::move_rows(Deadline until) {
   const std::int64_t arriving = position_begin[at(world.size)];
   for (std::int32_t source = 0; source < world.size; ++source)
     if (pushes(arrived[at(source)], source, world.rank)) request_push(source);
-  const bool streaming = arriving * plan.row_bytes * world.size >= kStreamingBytes;
+  // A rank may get most of its rows from one source, so its own pulls go by what arrives in all.
+  const bool streaming = config.movement == Movement::automatic
+                             ? arriving * plan.row_bytes * world.size >= choice.stream_from
+                             : config.movement == Movement::push_streaming;
   for (std::int32_t step = 0; step < world.size; ++step) {
     const std::int32_t source = (world.rank + step) % world.size;
     if (!pushes(arrived[at(source)], source, world.rank)) pull_from(source, streaming);

@@ -45,6 +45,7 @@ struct AllToAll::Impl {
   ExpertPartition partition;
   SlotLayout slots;
   BufferPlan plan;
+  MoveChoice choice;
   const PackKernels& kernels;
   std::unique_ptr<Collectives> collectives;
   SymmetricBuffer buffer;
@@ -106,10 +107,12 @@ struct AllToAll::Impl {
   }
   [[nodiscard]] Deadline deadline() const { return Clock::now() + config.deadline; }
   [[nodiscard]] std::int64_t now_ns() const;
+  [[nodiscard]] std::int64_t in_flight(std::int64_t entries) const noexcept;
   [[nodiscard]] bool pushes(std::int64_t entries, std::int32_t source, std::int32_t owner) const noexcept;
 
   void compare_configs();
   void allocate();
+  void calibrate_moves();
 
   template <class Id>
   void check_ids(const TokenInput& input, std::int64_t tokens, View2<const Id> ids);

@@ -36,6 +36,13 @@ struct BufferPlan {
   WorkspaceSize parts;
 };
 
+/// From how many bytes on, in flight on the machine (one pair's bytes times the number of pairs), which way
+/// of moving rows is the fastest. Equal on all ranks, as both ends of a pair choose by it.
+struct MoveChoice {
+  std::int64_t push_from = 0;    ///< Below, the owner pulls
+  std::int64_t stream_from = 0;  ///< From here on with streaming stores, whoever moves
+};
+
 /// One selection, as announced to the expert's owner.
 struct Entry {
   std::uint32_t token;         ///< Row of the source's token buffer

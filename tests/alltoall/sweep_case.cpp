@@ -132,8 +132,8 @@ shunt::AllToAllConfig pick_config(Random& dice, std::int32_t ranks) {
   if (config.delivery == shunt::Delivery::rows)
     config.padding = one_of<shunt::PaddingRows>(
         dice, {shunt::PaddingRows::untouched, shunt::PaddingRows::zero, shunt::PaddingRows::poison});
-  config.movement = one_of<shunt::Movement>(
-      dice, {shunt::Movement::automatic, shunt::Movement::pull, shunt::Movement::push});
+  config.movement = one_of<shunt::Movement>(dice, {shunt::Movement::automatic, shunt::Movement::pull,
+                                                   shunt::Movement::push, shunt::Movement::push_streaming});
   config.counts_by_group = chance(dice, 0.5);
   config.record_waits = chance(dice, 0.2);
   config.check_replicas = chance(dice, config.dp_size > 1 ? 0.5 : 0.2);

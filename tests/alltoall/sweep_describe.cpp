@@ -21,9 +21,10 @@ const char* name(shunt::Delivery delivery) {
   return delivery == shunt::Delivery::rows ? "rows" : "view";
 }
 const char* name(shunt::Movement movement) {
-  return movement == shunt::Movement::automatic ? "automatic"
-         : movement == shunt::Movement::pull    ? "pull"
-                                                : "push";
+  return movement == shunt::Movement::automatic        ? "automatic"
+         : movement == shunt::Movement::pull           ? "pull"
+         : movement == shunt::Movement::push_streaming ? "push_streaming"
+                                                       : "push";
 }
 
 }  // namespace

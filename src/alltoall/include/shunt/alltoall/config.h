@@ -21,11 +21,12 @@ enum class PaddingRows : std::uint8_t {
   poison,     ///< All bytes 0xff (NaN in every float dtype), scales included.
 };
 
-/// Who moves a row in dispatch. The result does not depend on it.
+/// Who moves a row in dispatch, and with which stores. The result does not depend on it.
 enum class Movement : std::uint8_t {
-  automatic,  ///< By the size of what goes from one rank to one other.
-  pull,       ///< The owner reads the source's tokens.
-  push,       ///< The owner tells the source where the rows go; the source writes them with streaming stores.
+  automatic,  ///< The fastest here for what goes from one rank to one other, as measured by the constructor.
+  pull,       ///< The owner copies from the source's tokens.
+  push,       ///< The owner tells the source where the rows go; the source copies them there.
+  push_streaming,  ///< The same with stores past the caches.
 };
 
 /// Fixed for the life of an AllToAll. Ranks must pass equal values; the constructor compares them.
