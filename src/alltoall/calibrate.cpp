@@ -20,8 +20,8 @@ constexpr std::array kWays = {Way::pull, Way::push, Way::push_streaming};
 constexpr int kTries = 5;  // The first one meets cold caches and does not count.
 
 /// Bytes in flight on the machine. Smaller steps are over before a push would have been asked for.
-constexpr std::array<std::int64_t, 5> kSizes = {4 << 20, 10 << 20, 25 << 20, 64 << 20, 128 << 20};
-/// A push needs one more exchange than a pull.
+constexpr std::array<std::int64_t, 6> kSizes = {2 << 20, 5 << 20, 12 << 20, 28 << 20, 64 << 20, 128 << 20};
+/// A push needs one more exchange than a pull, and what is within the noise should stay with the simpler way.
 constexpr double kPushMustGain = 1.05;
 
 struct Span {
@@ -101,3 +101,7 @@ void AllToAll::Impl::calibrate_moves() {
     else if (choice.stream_from == kNever)
       choice.stream_from = from;
     previous = size;
+  }
+}
+
+}  // namespace shunt
