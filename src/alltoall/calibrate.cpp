@@ -39,8 +39,7 @@ void AllToAll::Impl::calibrate_moves() {
   constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
   choice = {.push_from = kNever, .stream_from = kNever};
   const auto ranks = static_cast<std::int64_t>(world.size);
-  const std::int64_t room =
-      std::min(plan.max_arriving * plan.row_bytes, plan.max_arriving * plan.output_row_bytes);
+  const std::int64_t room = plan.max_arriving * plan.row_bytes;
   const std::int64_t window = config.max_tokens * plan.row_bytes;
   std::vector<Span> spans(static_cast<std::size_t>(ranks));
 
@@ -59,6 +58,18 @@ void AllToAll::Impl::calibrate_moves() {
     }
     if (way == Way::push_streaming) store_fence();
   };
+  // As experts: reads every row and writes a result of its size.
+  const auto read_rows = [&](std::int64_t total) {
+    const std::byte* row = buffer.local + plan.row_offset;
+    std::byte* result = buffer.local + plan.output_offset;
+    for (std::int64_t done = 0; done < total; done += plan.row_bytes, row += plan.row_bytes)
+      for (std::int64_t written = 0; written < plan.output_row_bytes;) {
+        const std::int64_t part = std::min(plan.row_bytes, plan.output_row_bytes - written);
+        kernels.copy(result, row, part);
+        written += part;
+        result += part;
+      }
+  };
   // The slowest rank's end less the first one's begin, the same number on every rank.
   const auto time_ns = [&](Way way, std::int64_t piece) {
     std::int64_t best = kNever;
@@ -69,7 +80,7 @@ void AllToAll::Impl::calibrate_moves() {
       collectives->barrier(config.deadline);
       // What experts do next belongs to the price: rows that were streamed to memory must come back from
       // there.
-      kernels.copy(buffer.local + plan.output_offset, buffer.local + plan.row_offset, piece * ranks);
+      read_rows(piece * ranks);
       mine.end = clock_ns();
       collectives->allgather(&mine, sizeof(mine), spans.data(), config.deadline);
       Span all = spans[0];
