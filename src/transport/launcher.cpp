@@ -82,6 +82,7 @@ void run_rank(const Launch& launch, std::int32_t rank) {
     slot.exit_status = launch.body(transport);
     shm::end_state(slot, RankState::finished);
   } catch (const Error& error) {
+    slot.error = 1 + static_cast<std::int32_t>(error.code());
     fail(exit_status(error.code()), error.what());
   } catch (const std::exception& error) {
     fail(1, error.what());
@@ -95,6 +96,7 @@ void run_rank(const Launch& launch, std::int32_t rank) {
   return {.rank = rank,
           .exit_status = slot.exit_status,
           .signal = 0,
+          .code = slot.error == 0 ? Errc::internal : static_cast<Errc>(slot.error - 1),
           .message = std::string(slot.message, static_cast<std::size_t>(slot.message_bytes))};
 }
 
@@ -209,6 +211,7 @@ bool Children::reap(std::int32_t rank) {
   if (have_status && WIFSIGNALED(status)) {
     outcome.signal = WTERMSIG(status);
     outcome.exit_status = 128 + outcome.signal;
+    outcome.code = Errc::internal;
     outcome.message =
         fmt::format("{}killed by signal {} ({})", child.stopped_and_killed ? "stopped, then " : "",
                     outcome.signal, strsignal(outcome.signal));
@@ -294,12 +297,16 @@ std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::func
 }
 
 int combined_status(const std::vector<RankOutcome>& outcomes) {
+  int by_peer = 0;
   int by_signal = 0;
   for (const RankOutcome& outcome : outcomes) {
-    if (outcome.signal == 0 && outcome.exit_status != 0) return outcome.exit_status;
-    if (outcome.signal != 0 && by_signal == 0) by_signal = outcome.exit_status;
+    if (outcome.exit_status == 0) continue;
+    const bool follows = outcome.code == Errc::peer_lost || outcome.code == Errc::timeout;
+    if (outcome.signal == 0 && !follows) return outcome.exit_status;
+    int& first = outcome.signal != 0 ? by_signal : by_peer;
+    if (first == 0) first = outcome.exit_status;
   }
-  return by_signal;
+  return by_peer != 0 ? by_peer : by_signal;
 }
 
 }  // namespace shunt

@@ -11,6 +11,7 @@
 
 #include <shunt/core/error.h>
 #include <shunt/core/host.h>
+#include <shunt/transport/collectives.h>
 #include <shunt/transport/launch.h>
 
 namespace shunt {
@@ -41,6 +42,7 @@ TEST_P(LauncherTest, GivesEveryRankItsWorld) {
     EXPECT_EQ(outcomes[rank].rank, static_cast<std::int32_t>(rank));
     EXPECT_EQ(outcomes[rank].exit_status, 10 + static_cast<int>(rank));
     EXPECT_EQ(outcomes[rank].signal, 0);
+    EXPECT_EQ(outcomes[rank].code, Errc::internal);
     EXPECT_EQ(outcomes[rank].message, "");
   }
   EXPECT_EQ(combined_status(outcomes), 10);
@@ -60,12 +62,28 @@ TEST_P(LauncherTest, ReportsWhatARankThrew) {
     }
   });
   EXPECT_EQ(outcomes.at(0).exit_status, 2);
+  EXPECT_EQ(outcomes.at(0).code, Errc::invalid_argument);
   EXPECT_EQ(outcomes.at(0).message, "topk 9 of 8 experts");
   EXPECT_EQ(outcomes.at(1).exit_status, 1);
+  EXPECT_EQ(outcomes.at(1).code, Errc::internal);
   EXPECT_EQ(outcomes.at(1).message.substr(0, 100), std::string(100, 'x'));
   EXPECT_EQ(outcomes.at(2).exit_status, 1);
+  EXPECT_EQ(outcomes.at(2).code, Errc::internal);
   EXPECT_NE(outcomes.at(2).message.find("not an exception"), std::string::npos);
   EXPECT_EQ(outcomes.at(3).exit_status, 0);
+  EXPECT_EQ(combined_status(outcomes), 2);
+}
+
+TEST_P(LauncherTest, ReportsTheCauseWhereOthersLostTheRank) {
+  const auto outcomes = run_ranks({.ranks = 3, .mode = GetParam()}, [](Transport& transport) -> int {
+    const auto collectives = transport.make_collectives(8, Clock::now() + std::chrono::seconds(60));
+    if (transport.world().rank == 2) throw Error(Errc::out_of_memory, "the cupboard is full");
+    for (int step = 0; step < 2; ++step) collectives->barrier(std::chrono::seconds(60));
+    return 0;
+  });
+  EXPECT_EQ(outcomes.at(0).code, Errc::peer_lost) << outcomes.at(0).message;
+  EXPECT_EQ(outcomes.at(1).code, Errc::peer_lost) << outcomes.at(1).message;
+  EXPECT_EQ(outcomes.at(2).code, Errc::out_of_memory) << outcomes.at(2).message;
   EXPECT_EQ(combined_status(outcomes), 2);
 }
 
@@ -115,6 +133,7 @@ TEST(LauncherProcessesTest, ReportsASignalAndReapsAll) {
   });
   EXPECT_EQ(outcomes.at(1).signal, SIGKILL);
   EXPECT_EQ(outcomes.at(1).exit_status, 128 + SIGKILL);
+  EXPECT_EQ(outcomes.at(1).code, Errc::internal);
   EXPECT_EQ(outcomes.at(1).message, "killed by signal 9 (Killed)");
   EXPECT_EQ(outcomes.at(0).exit_status, 0);
   EXPECT_EQ(outcomes.at(2).exit_status, 0);
@@ -130,7 +149,21 @@ TEST(LauncherProcessesTest, ReportsARankThatCallsExit) {
   });
   EXPECT_EQ(outcomes.at(1).exit_status, 3);
   EXPECT_EQ(outcomes.at(1).signal, 0);
+  EXPECT_EQ(outcomes.at(1).code, Errc::internal);
   EXPECT_EQ(outcomes.at(1).message, "left its function by exit(3)");
+}
+
+TEST(CombinedStatusTest, PrefersTheCauseToWhatFollowsFromIt) {
+  const auto threw = [](Errc code) {
+    return RankOutcome{.exit_status = exit_status(code), .code = code, .message = ""};
+  };
+  const RankOutcome returned{.exit_status = 7, .message = ""};
+  const RankOutcome killed{.exit_status = 137, .signal = 9, .message = ""};
+  EXPECT_EQ(combined_status({threw(Errc::peer_lost), threw(Errc::out_of_memory)}), 2);
+  EXPECT_EQ(combined_status({threw(Errc::timeout), killed, threw(Errc::overflow)}), 2);
+  EXPECT_EQ(combined_status({threw(Errc::peer_lost), returned}), 7);
+  EXPECT_EQ(combined_status({killed, threw(Errc::peer_lost)}), 1);
+  EXPECT_EQ(combined_status({killed, threw(Errc::timeout)}), 1);
 }
 
 TEST(CombinedStatusTest, PrefersWhatSurvivorsSay) {

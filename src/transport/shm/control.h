@@ -31,6 +31,7 @@ struct RankSlot {
   alignas(kSignalStride) std::uint32_t state;    ///< RankState
   std::int32_t pid;                              ///< Written by the parent; 0 in threads mode
   std::int32_t exit_status;
+  std::int32_t error;  ///< 0, or 1 + the Errc of the shunt::Error that ended the rank
   /// By parity of the allocation: a rank may be one allocation ahead of one that still reads.
   alignas(kSignalStride) Proposal proposals[2];
   alignas(kSignalStride) std::int32_t message_bytes;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <shunt/core/error.h>
 #include <shunt/transport/transport.h>
 
 namespace shunt {
@@ -29,23 +30,27 @@ struct RankOutcome {
   std::int32_t rank = 0;
   int exit_status = 0;  ///< Of the rank's function or its error; 128 + signal where a signal killed it
   int signal = 0;       ///< 0, or the signal that killed the process
+  /// Of the shunt::Error that ended the rank. Errc::internal where none did: the rank's function returned
+  /// (with any status), threw something else, left by exit(), or a signal killed it.
+  Errc code = Errc::internal;
   std::string message;  ///< Text of the error that ended the rank, empty on success
 };
 
 /// Runs `body` as every rank of a new world on this machine and returns when all have ended.
 /// Ownership: a rank's Transport lives during the call of its body. The memory of the world is anonymous
-/// (memfd): it is
-///            gone when the last rank ends, however it ends.
+///            (memfd): it is gone when the last rank ends, however it ends.
 /// Errors:    Errc::invalid_argument, Errc::unavailable before anything is started. What happens in ranks is
-/// reported in
-///            the outcomes: a shunt::Error in a rank ends it with exit_status(code). Where a rank dies or
-///            throws, the others learn it in their next long wait and end with Errc::peer_lost; where it is
-///            stopped, at their deadline. A stopped rank is killed when every other rank has ended, at least
-///            one of them with an error. A child whose parent dies is killed.
+///            reported in the outcomes: a shunt::Error in a rank ends it with exit_status(code). Where a rank
+///            dies or throws, the others learn it in their next long wait and end with Errc::peer_lost; where
+///            it is stopped, at their deadline. A stopped rank is killed when every other rank has ended, at
+///            least one of them with an error. A child whose parent dies is killed.
 /// Threads:   call from a single-threaded process (processes mode forks).
 std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
 
-/// First non-zero status of `outcomes` (signals last: the survivors' messages say more), or 0.
+/// The status that says most about the cause, or 0 where every rank succeeded: the first non-zero one of a
+/// rank that did not end by Errc::peer_lost, Errc::timeout or a signal (others may have lost it for that very
+/// reason); else the first of one that lost a peer or waited too long (its message names it); else the first
+/// signal's.
 [[nodiscard]] int combined_status(const std::vector<RankOutcome>& outcomes);
 
 /// One line of the registry.
