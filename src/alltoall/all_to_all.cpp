@@ -15,30 +15,35 @@ namespace shunt {
 namespace {
 
 /// The config as numbers, in the order of kFieldNames, to compare between ranks.
-constexpr std::array kFieldNames = {
-    "max_tokens",  "num_experts",  "top_k",         "hidden",         "token_dtype", "payload",   "scale",
-    "scale_block", "expert_dtype", "out_dtype",     "dp_size",        "layout",      "alignment", "padding",
-    "delivery",    "movement",     "max_recv_rows", "check_replicas", "deadline"};
+constexpr std::array kFieldNames = {"max_tokens",       "num_experts",    "top_k",    "hidden",
+                                    "token_dtype",      "payload",        "scale",    "scale_block",
+                                    "expert_dtype",     "out_dtype",      "dp_size",  "layout",
+                                    "alignment",        "padding",        "delivery", "movement",
+                                    "max_recv_rows",    "check_replicas", "deadline", "push_from_bytes",
+                                    "stream_from_bytes"};
 using ConfigNumbers =
     std::array<std::int64_t, kFieldNames.size() + 1>;  // the last one: 1 where the rank refuses it
 
 ConfigNumbers numbers_of(const AllToAllConfig& c, bool refused) {
   const auto n = [](auto value) { return static_cast<std::int64_t>(value); };
-  return {c.max_tokens,       c.num_experts,    c.top_k,
-          c.hidden,           n(c.token_dtype), n(c.payload),
-          n(c.scale),         c.scale_block,    n(c.expert_dtype),
-          n(c.out_dtype),     c.dp_size,        n(c.layout),
-          c.alignment,        n(c.padding),     n(c.delivery),
-          n(c.movement),      c.max_recv_rows,  n(c.check_replicas),
-          c.deadline.count(), n(refused)};
+  return {c.max_tokens,       c.num_experts,     c.top_k,
+          c.hidden,           n(c.token_dtype),  n(c.payload),
+          n(c.scale),         c.scale_block,     n(c.expert_dtype),
+          n(c.out_dtype),     c.dp_size,         n(c.layout),
+          c.alignment,        n(c.padding),      n(c.delivery),
+          n(c.movement),      c.max_recv_rows,   n(c.check_replicas),
+          c.deadline.count(), c.push_from_bytes, c.stream_from_bytes,
+          n(refused)};
 }
-
-constexpr std::chrono::milliseconds kSetupDeadline{60'000};
 
 }  // namespace
 
 AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
-    : transport(transport_in), config(config_in), world(transport_in.world()), kernels(pack_kernels()) {
+    : transport(transport_in),
+      config(config_in),
+      world(transport_in.world()),
+      kernels(pack_kernels()),
+      buffer(transport_in) {
   if (!transport.capabilities().load_store)
     throw Error(Errc::unavailable,
                 fmt::format("AllToAll needs a transport whose peers can be loaded from and stored to; "
@@ -54,11 +59,7 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
   local_experts = partition.count(world.rank);
   max_rows = rank_max_rows(config, plan, world.size, world.rank);
   allocate();
-  if (config.delivery == Delivery::rows && config.movement == Movement::automatic) calibrate_moves();
-}
-
-AllToAll::Impl::~Impl() {
-  transport.release(buffer);
+  if (config.delivery == Delivery::rows && config.movement == Movement::automatic) choose_moves();
 }
 
 void AllToAll::Impl::compare_configs() {
@@ -95,7 +96,8 @@ void AllToAll::Impl::compare_configs() {
 void AllToAll::Impl::allocate() {
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   try {
-    buffer = transport.allocate(plan.total_bytes, "AllToAll workspace", Clock::now() + kSetupDeadline);
+    static_cast<SymmetricBuffer&>(buffer) =
+        transport.allocate(plan.total_bytes, "AllToAll workspace", Clock::now() + kSetupDeadline);
   } catch (const Error& error) {
     if (error.code() != Errc::out_of_memory) throw;
     throw Error(
@@ -219,9 +221,18 @@ Sent<Half::dispatch> AllToAll::dispatch_send(const TokenInput& input, View2<cons
 
 Received AllToAll::dispatch_recv(Sent<Half::dispatch>&& sent) {
   impl_->expect_stage(Impl::Stage::dispatch_sent, "dispatch_recv");
-  if (std::exchange(sent.owner_, nullptr) != this || sent.epoch_ != impl_->epoch)
+  if (sent.owner_ != this || sent.epoch_ != impl_->epoch)
     throw Error(Errc::invalid_state, "dispatch_recv: the receipt is used up or belongs to another AllToAll");
+  sent.owner_ = nullptr;
   return impl_->dispatch_recv();
+}
+
+Received AllToAll::dispatch_recv(Sent<Half::dispatch>&& sent, MutableRows rows, void* scales) {
+  if (impl_->config.delivery == Delivery::view)
+    throw Error(Errc::invalid_argument, "dispatch_recv: a view has no rows to copy out; use delivery rows");
+  Received received = dispatch_recv(std::move(sent));
+  impl_->copy_out(received, rows, scales);
+  return received;
 }
 
 Sent<Half::combine> AllToAll::combine_send(Rows results) {

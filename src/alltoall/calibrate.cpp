@@ -35,7 +35,15 @@ std::int64_t clock_ns() {
 
 }  // namespace
 
-void AllToAll::Impl::calibrate_moves() {
+void AllToAll::Impl::choose_moves() {
+  if (config.push_from_bytes < 0 || config.stream_from_bytes < 0) measure_moves();
+  if (config.push_from_bytes >= 0) choice.push_from = config.push_from_bytes;
+  if (config.stream_from_bytes >= 0) choice.stream_from = config.stream_from_bytes;
+  // Streaming was measured for pushed rows only.
+  choice.stream_from = std::max(choice.stream_from, choice.push_from);
+}
+
+void AllToAll::Impl::measure_moves() {
   constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
   choice = {.push_from = kNever, .stream_from = kNever};
   const auto ranks = static_cast<std::int64_t>(world.size);
@@ -62,27 +70,32 @@ void AllToAll::Impl::calibrate_moves() {
   const auto read_rows = [&](std::int64_t total) {
     const std::byte* row = buffer.local + plan.row_offset;
     std::byte* result = buffer.local + plan.output_offset;
-    for (std::int64_t done = 0; done < total; done += plan.row_bytes, row += plan.row_bytes)
-      for (std::int64_t written = 0; written < plan.output_row_bytes;) {
-        const std::int64_t part = std::min(plan.row_bytes, plan.output_row_bytes - written);
-        kernels.copy(result, row, part);
-        written += part;
-        result += part;
+    const std::int64_t both = std::max(plan.row_bytes, plan.output_row_bytes);
+    for (std::int64_t done = 0; done < total; done += plan.row_bytes) {
+      for (std::int64_t at = 0; at < both;) {
+        const std::int64_t from = at % plan.row_bytes;
+        const std::int64_t to = at % plan.output_row_bytes;
+        const std::int64_t part = std::min({both - at, plan.row_bytes - from, plan.output_row_bytes - to});
+        kernels.copy(result + to, row + from, part);
+        at += part;
       }
+      row += plan.row_bytes;
+      result += plan.output_row_bytes;
+    }
   };
   // The slowest rank's end less the first one's begin, the same number on every rank.
   const auto time_ns = [&](Way way, std::int64_t piece) {
     std::int64_t best = kNever;
     for (int attempt = 0; attempt < kTries; ++attempt) {
-      collectives->barrier(config.deadline);
+      collectives->barrier(kSetupDeadline);
       Span mine{.begin = clock_ns()};
       move(way, piece);
-      collectives->barrier(config.deadline);
+      collectives->barrier(kSetupDeadline);
       // What experts do next belongs to the price: rows that were streamed to memory must come back from
       // there.
       read_rows(piece * ranks);
       mine.end = clock_ns();
-      collectives->allgather(&mine, sizeof(mine), spans.data(), config.deadline);
+      collectives->allgather(&mine, sizeof(mine), spans.data(), kSetupDeadline);
       Span all = spans[0];
       for (const Span& span : spans) all = {std::min(all.begin, span.begin), std::max(all.end, span.end)};
       if (attempt > 0) best = std::min(best, all.end - all.begin);

@@ -1,6 +1,7 @@
 #include <shunt/alltoall/config.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
@@ -45,6 +46,28 @@ void check_dtypes(const AllToAllConfig& c) {
     refuse("a view hands out the tokens as they lie, so it cannot quantise; use delivery rows");
 }
 
+/// Rows and bytes may be far beyond 64 bits before anything says no, so they are estimated in floating point.
+void check_row_bound(const AllToAllConfig& c, std::int32_t num_ranks) {
+  constexpr double kMostRows = std::numeric_limits<std::int32_t>::max();
+  constexpr double kMostBytes = 1e18;
+  const double groups = static_cast<double>(num_ranks) / c.dp_size;
+  const double experts = std::ceil(static_cast<double>(c.num_experts) / num_ranks);
+  const auto alignment = static_cast<double>(c.alignment);
+  double arriving = static_cast<double>(c.max_tokens) * std::min<double>(c.top_k, experts) * groups;
+  if (c.max_recv_rows >= 0) arriving = std::min(arriving, static_cast<double>(c.max_recv_rows));
+  const bool padded = c.layout == RowLayout::padded;
+  const double rows = padded ? experts * (groups * static_cast<double>(c.max_tokens) + alignment - 1)
+                             : arriving + std::min(arriving, experts) * (alignment - 1);
+  if (rows >= kMostRows)
+    refuse(fmt::format(
+        "max_tokens {} with top_k {} over {} ranks, alignment {}, may need {:.0f} rows at a rank; positions "
+        "are 31 bits wide (reduce max_tokens or the alignment{})",
+        c.max_tokens, c.top_k, num_ranks, c.alignment, rows,
+        padded ? ", or use the packed layout" : ", or set max_recv_rows"));
+  if ((rows + static_cast<double>(c.max_tokens)) * static_cast<double>(c.hidden) * 8 >= kMostBytes)
+    refuse(fmt::format("{:.0f} rows of {} elements are more than any machine holds", rows, c.hidden));
+}
+
 }  // namespace
 
 void check_config(const AllToAllConfig& c, std::int32_t num_ranks) {
@@ -68,17 +91,7 @@ void check_config(const AllToAllConfig& c, std::int32_t num_ranks) {
   if (c.deadline.count() <= 0)
     refuse(fmt::format("deadline is {} ms; it must be positive", c.deadline.count()));
   check_dtypes(c);
-  // The products below must not overflow before they are compared: max_tokens * top_k * ranks <= 2^31 * 2^31
-  // * 2^10 would, so the bound is checked in floating point first.
-  const double worst =
-      static_cast<double>(c.max_tokens) * c.top_k * (static_cast<double>(num_ranks) / c.dp_size);
-  const double padded = static_cast<double>(c.max_tokens) * num_ranks / c.dp_size * c.num_experts;
-  if (worst >= kIntMax || (c.layout == RowLayout::padded && padded >= kIntMax))
-    refuse(fmt::format(
-        "max_tokens {} with top_k {} over {} ranks may bring {:.0f} rows to a rank; positions are 31 bits "
-        "wide (reduce max_tokens{})",
-        c.max_tokens, c.top_k, num_ranks, c.layout == RowLayout::padded ? padded : worst,
-        c.layout == RowLayout::padded ? " or use the packed layout" : ""));
+  check_row_bound(c, num_ranks);
 }
 
 SlotLayout slot_layout(const AllToAllConfig& c, std::int32_t num_ranks) {
@@ -119,8 +132,7 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks) {
   p.announce_header = word + (c.check_replicas ? word : 0) + (p.bounded ? round_up(num_ranks * 4, word) : 0);
   p.announce_stride = round_up(
       p.announce_header + share * per_token * static_cast<std::int64_t>(sizeof(Entry)), kSignalStride);
-  // Members that disagree about T (found out in combine_recv) may announce share * dp_size tokens together.
-  p.position_stride = round_up(word + share * c.dp_size * per_token * 4, kSignalStride);
+  p.position_stride = round_up(word + c.max_tokens * per_token * 4, kSignalStride);
 
   std::int64_t next = 0;
   const auto place = [&next](std::int64_t bytes) {

@@ -45,28 +45,13 @@ void AllToAll::Impl::await_announcements(Deadline until) {
   }
 }
 
-/// Without check_replicas, members of a group that disagree about T may announce more than any step can
-/// bring.
-void AllToAll::Impl::check_total() {
-  std::int64_t total = 0;
-  for (const std::int32_t count : arrived) total += count;
-  if (plan.bounded || total <= static_cast<std::int64_t>(positions.size())) return;
-  end_void_step(
-      Error(Errc::invalid_argument,
-            fmt::format(
-                "rank {}: dispatch step {}: {} rows were announced, at most {} are possible: ranks of one "
-                "group (dp_size {}) brought different numbers of tokens",
-                world.rank, epoch, total, positions.size(), config.dp_size)),
-      Stage::dead);
-}
-
-void AllToAll::Impl::end_void_step(const Error& error, Stage next) {
+void AllToAll::Impl::end_void_step(const Error& error) {
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
     transport.signal(buffer, peer, plan.position_offset + world.rank * plan.position_stride, word(0));
   }
   void_step = true;
-  stage = next;
+  stage = Stage::idle;
   throw error;
 }
 
@@ -211,7 +196,7 @@ void AllToAll::Impl::move_rows(Deadline until) {
   const std::int64_t arriving = position_begin[at(world.size)];
   for (std::int32_t source = 0; source < world.size; ++source)
     if (pushes(arrived[at(source)], source, world.rank)) request_push(source);
-  // A rank may get most of its rows from one source, so its own pulls go by what arrives in all.
+  // Where the peers' rows are streamed in, plain stores for the own ones would evict what is still cached.
   const bool streaming = config.movement == Movement::automatic
                              ? arriving * plan.row_bytes * world.size >= choice.stream_from
                              : config.movement == Movement::push_streaming;
@@ -280,7 +265,6 @@ Received AllToAll::Impl::dispatch_recv() {
     const std::int64_t announced = now_ns();
     check_replica_hashes();
     check_overflow();
-    check_total();
     place_rows();
     const std::int64_t placed = now_ns();
     if (config.delivery == Delivery::view)
@@ -308,6 +292,40 @@ Received AllToAll::Impl::dispatch_recv() {
     if (plan.row_scale_bytes != 0) received.scales = buffer.local + plan.row_scale_offset;
   }
   return received;
+}
+
+void AllToAll::Impl::copy_out(Received& received, MutableRows rows, void* scales) const {
+  const auto refuse = [this](const std::string& what) {
+    throw Error(Errc::invalid_argument, fmt::format("rank {}: dispatch_recv: {}", world.rank, what));
+  };
+  const std::int64_t width = received.rows.rows;
+  if (width > 0) {
+    if (rows.data == nullptr || rows.rows < width || rows.hidden != config.hidden)
+      refuse(fmt::format("the destination is [{}, {}]; at least [{}, {}] are needed",
+                         rows.data == nullptr ? 0 : rows.rows, rows.hidden, width, config.hidden));
+    if (rows.dtype != config.payload)
+      refuse(fmt::format("the destination is {}; the payload is {}", dtype_name(rows.dtype),
+                         dtype_name(config.payload)));
+    if (rows.row_stride_bytes < rows.row_bytes())
+      refuse(fmt::format("destination rows are {} bytes apart but {} bytes long", rows.row_stride_bytes,
+                         rows.row_bytes()));
+    if (plan.row_scale_bytes != 0 && scales == nullptr) refuse("rows have scales, but scales is null");
+  }
+  const auto* from_scales = static_cast<const std::byte*>(received.scales);
+  auto* to_scales = static_cast<std::byte*>(scales);
+  for (std::int64_t expert = 0; expert < local_experts; ++expert) {
+    const std::int64_t end = config.padding == PaddingRows::untouched
+                                 ? starts[at(expert)] + counts[at(expert)]
+                                 : starts[at(expert + 1)];
+    for (std::int64_t row = starts[at(expert)]; row < end; ++row) {
+      kernels.copy(rows.row(row), received.rows.row(row), plan.row_bytes);
+      if (plan.row_scale_bytes != 0)
+        kernels.copy(to_scales + row * plan.row_scale_bytes, from_scales + row * plan.row_scale_bytes,
+                     plan.row_scale_bytes);
+    }
+  }
+  received.rows = Rows(rows.data, width, config.hidden, config.payload, rows.row_stride_bytes);
+  if (plan.row_scale_bytes != 0) received.scales = scales;
 }
 
 }  // namespace shunt

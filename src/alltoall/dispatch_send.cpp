@@ -43,10 +43,10 @@ void AllToAll::Impl::check_tokens(const TokenInput& input, std::int64_t tokens, 
   if (input.live_tokens != nullptr && tokens > input.tokens.rows)
     refuse(
         fmt::format("live_tokens is {}, but only {} rows of tokens were given", tokens, input.tokens.rows));
+  if (tokens == 0) return;
   if (id_rows < tokens || id_cols != config.top_k)
     refuse(
         fmt::format("expert_ids is [{}, {}]; it must be [{}, {}]", id_rows, id_cols, tokens, config.top_k));
-  if (tokens == 0) return;
   if (input.tokens.hidden != config.hidden || input.tokens.dtype != config.token_dtype)
     refuse(fmt::format("tokens have hidden {} of {}; the config says {} of {}", input.tokens.hidden,
                        dtype_name(input.tokens.dtype), config.hidden, dtype_name(config.token_dtype)));

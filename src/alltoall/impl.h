@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,19 +17,24 @@
 
 namespace shunt {
 
+/// Longest wait of the constructor, which config.deadline does not bound: peers may still be busy with their
+/// own set-up.
+inline constexpr std::chrono::milliseconds kSetupDeadline{60'000};
+
 /// State of one AllToAll. The protocol and why its buffers need no second copy: docs/architecture.md, "The
 /// step".
 struct AllToAll::Impl {
   enum class Stage : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent, dead };
 
   Impl(Transport& transport_in, const AllToAllConfig& config_in);
-  ~Impl();
+  ~Impl() = default;
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
   template <class Id>
   void dispatch_send(const TokenInput& input, View2<const Id> ids);
   Received dispatch_recv();
+  void copy_out(Received& received, MutableRows rows, void* scales) const;
   void combine_send(Rows results);
   void combine_recv(View2<const float> weights, MutableRows out, bool accumulate);
   void gather_wait_ns(Half half, View2<std::int64_t> out);
@@ -48,7 +54,14 @@ struct AllToAll::Impl {
   MoveChoice choice;
   const PackKernels& kernels;
   std::unique_ptr<Collectives> collectives;
-  SymmetricBuffer buffer;
+  /// Symmetric memory, given back also when the constructor fails after it got it.
+  struct Workspace : SymmetricBuffer {
+    explicit Workspace(Transport& from) : transport(from) {}
+    ~Workspace() { transport.release(*this); }
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    Transport& transport;
+  } buffer;
   std::vector<std::byte*> peers;  ///< [R] base of every rank's buffer in this address space
 
   std::int32_t num_groups = 1;
@@ -112,7 +125,8 @@ struct AllToAll::Impl {
 
   void compare_configs();
   void allocate();
-  void calibrate_moves();
+  void choose_moves();
+  void measure_moves();
 
   template <class Id>
   void check_ids(const TokenInput& input, std::int64_t tokens, View2<const Id> ids);
@@ -129,9 +143,8 @@ struct AllToAll::Impl {
   std::uint64_t wait(std::int64_t offset, std::uint64_t value, Deadline until, std::int32_t peer, Half half);
   void await_announcements(Deadline until);
   void check_overflow();
-  void check_total();
   void check_replica_hashes();
-  [[noreturn]] void end_void_step(const Error& error, Stage next = Stage::idle);
+  [[noreturn]] void end_void_step(const Error& error);
   void place_rows();
   void move_rows(Deadline until);
   void pull_from(std::int32_t source, bool streaming);

@@ -395,6 +395,37 @@ TEST(AllToAllTest, CopiesNothingForTokensAndResultsInPlace) {
   });
 }
 
+TEST(AllToAllTest, CopiesRowsOut) {
+  on_ranks(2, [](Transport& transport) {
+    AllToAllConfig config = small_config();
+    config.alignment = 3;
+    config.padding = PaddingRows::zero;
+    AllToAll object(transport, config);
+    Step step(transport.world().rank, 4, config);
+    std::vector<float> rows(static_cast<std::size_t>(object.max_rows() * kHidden), -7.0F);
+    auto sent = object.dispatch_send({.tokens = step.rows(config)}, step.id_view(config));
+    const Received received = object.dispatch_recv(
+        std::move(sent), MutableRows(rows.data(), object.max_rows(), kHidden, DType::f32));
+    expect(received.rows.data == reinterpret_cast<const std::byte*>(rows.data()),
+           "rows do not lie where they were asked for");
+    run_experts(object, received, first_expert_of(transport, config));
+    auto back = object.combine_send(object.expert_output());
+    object.combine_recv(std::move(back), step.weight_view(config), step.out_rows(config));
+    step.check(config);
+    const auto width = static_cast<std::size_t>(received.starts.back() * kHidden);
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      expect((rows[i] == -7.0F) == (i >= width), "row bytes beyond W were written, or some below were not");
+
+    auto again = object.dispatch_send({.tokens = step.rows(config)}, step.id_view(config));
+    expect_says(error_of(Errc::invalid_argument,
+                         [&] {
+                           (void)object.dispatch_recv(std::move(again),
+                                                      MutableRows(rows.data(), 1, kHidden, DType::f32));
+                         }),
+                "the destination is [1, 5]");
+  });
+}
+
 TEST(AllToAllTest, ViewsPointIntoTheSourcesMemory) {
   on_ranks(2, [](Transport& transport) {
     AllToAllConfig config = small_config();
@@ -487,6 +518,17 @@ TEST(WorkspaceSizeTest, NamesTheFieldOfABadConfig) {
             std::string::npos);
   EXPECT_NE(text_of([](auto& c) { c.expert_dtype = DType::f8e5m2; }).find("expert_dtype"), std::string::npos);
   EXPECT_NE(text_of([](auto& c) { c.max_tokens = 2'000'000'000; }).find("31 bits"), std::string::npos);
+  EXPECT_NE(text_of([](auto& c) {
+              c.layout = RowLayout::padded;
+              c.num_experts = 32768;
+              c.alignment = 1 << 20;
+            }).find("31 bits"),
+            std::string::npos);
+  EXPECT_NE(text_of([](auto& c) {
+              c.max_tokens = 100'000'000;
+              c.hidden = 2'000'000'000;
+            }).find("more than any machine holds"),
+            std::string::npos);
   EXPECT_NE(text_of([](auto& c) {
               c.max_recv_rows = 3;
               c.layout = RowLayout::padded;

@@ -134,6 +134,11 @@ shunt::AllToAllConfig pick_config(Random& dice, std::int32_t ranks) {
         dice, {shunt::PaddingRows::untouched, shunt::PaddingRows::zero, shunt::PaddingRows::poison});
   config.movement = one_of<shunt::Movement>(dice, {shunt::Movement::automatic, shunt::Movement::pull,
                                                    shunt::Movement::push, shunt::Movement::push_streaming});
+  // Thresholds of the sizes that cases have, so that automatic pulls, pushes, streams and mixes these; else it measures.
+  if (dice.below(4) != 0) {
+    config.push_from_bytes = static_cast<std::int64_t>(dice.below(64 << 10));
+    config.stream_from_bytes = static_cast<std::int64_t>(dice.below(128 << 10));
+  }
   config.counts_by_group = chance(dice, 0.5);
   config.record_waits = chance(dice, 0.2);
   config.check_replicas = chance(dice, config.dp_size > 1 ? 0.5 : 0.2);

@@ -51,6 +51,10 @@ struct AllToAllConfig {
   PaddingRows padding = PaddingRows::untouched;
   Delivery delivery = Delivery::rows;
   Movement movement = Movement::automatic;
+  /// For Movement::automatic: from how many bytes in flight on the machine (one pair's bytes times R * R) rows are pushed, and
+  /// pushed with streaming stores. -1: the constructor measures both; giving both spares its time.
+  std::int64_t push_from_bytes = -1;
+  std::int64_t stream_from_bytes = -1;
 
   /// Most rows that may arrive at one rank in a step; -1: the worst case, which cannot overflow. A smaller
   /// bound makes the workspace smaller and lets dispatch_recv fail with Errc::overflow. Packed layout only.
