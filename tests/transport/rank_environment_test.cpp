@@ -26,8 +26,8 @@ using Variables = std::map<std::string, std::string>;
   });
 }
 
-void expect_refused(const std::string& name, const std::string& value, const std::string& part) {
-  Variables variables = two_nodes();
+void expect_refused(Variables variables, const std::string& name, const std::string& value,
+                    const std::string& part) {
   variables[name] = value;
   try {
     static_cast<void>(parse(variables));
@@ -37,6 +37,10 @@ void expect_refused(const std::string& name, const std::string& value, const std
     EXPECT_NE(std::string(error.what()).find(name + "='" + value + "'"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
   }
+}
+
+void expect_refused(const std::string& name, const std::string& value, const std::string& part) {
+  expect_refused(two_nodes(), name, value, part);
 }
 
 TEST(RankEnvironmentTest, ReadsAllFive) {
@@ -53,7 +57,15 @@ TEST(RankEnvironmentTest, ReadsAllFive) {
 TEST(RankEnvironmentTest, IsAbsentWithoutAddressAndLocalSize) {
   EXPECT_FALSE(parse({}).present);
   EXPECT_EQ(parse({}).nodes(), 0);
-  EXPECT_FALSE(parse({{"WORLD_SIZE", "x"}, {"MASTER_PORT", "1"}, {"NODE_RANK", "0"}}).present);
+  EXPECT_FALSE(parse({{"WORLD_SIZE", "3"}, {"MASTER_PORT", "1"}, {"NODE_RANK", "7"}}).present);
+}
+
+TEST(RankEnvironmentTest, ChecksEachThatIsSetByItself) {
+  expect_refused(Variables{}, "WORLD_SIZE", "abc", "a whole number from 1 to ");
+  expect_refused(Variables{}, "MASTER_PORT", "65536", "a whole number from 1 to 65535");
+  expect_refused(Variables{}, "NODE_RANK", "-1", "a whole number from 0 to ");
+  expect_refused(Variables{}, "WORLD_LOCAL_SIZE", "", "a whole number from 1 to ");
+  expect_refused(Variables{}, "MASTER_ADDR", "", "a host name");
 }
 
 TEST(RankEnvironmentTest, NamesWhatIsMissing) {
@@ -80,7 +92,7 @@ TEST(RankEnvironmentTest, RefusesWhatIsNoWholeNumberInRange) {
   expect_refused("WORLD_SIZE", "sixteen", "from 1 to ");
   expect_refused("WORLD_LOCAL_SIZE", "0", "from 1 to ");
   expect_refused("NODE_RANK", "2", "from 0 to 1");
-  expect_refused("NODE_RANK", "-1", "from 0 to 1");
+  expect_refused("NODE_RANK", "-1", "from 0 to ");
   expect_refused("MASTER_ADDR", "", "host name");
 }
 

@@ -11,8 +11,7 @@ namespace shunt {
 /// Collectives among all ranks. Every rank makes the same calls in the same order.
 /// Threads:  as Transport.
 /// Errors:   Errc::invalid_argument (sizes beyond max_bytes: nothing moved; a peer sends another size than
-/// expected: all
-///           other pieces moved; usable either way), Errc::timeout, Errc::peer_lost (dead).
+///           expected: all other pieces moved; usable either way), Errc::timeout, Errc::peer_lost (dead).
 /// Ordering: a call returns when this rank's result is complete and its inputs may be reused.
 class Collectives {
  public:

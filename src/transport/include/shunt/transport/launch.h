@@ -73,9 +73,13 @@ struct RankEnvironment {
 };
 
 /// Reads MASTER_ADDR MASTER_PORT WORLD_SIZE WORLD_LOCAL_SIZE NODE_RANK. `get` maps a name to its value or
-/// null (std::getenv). Result: present = false where MASTER_ADDR and WORLD_LOCAL_SIZE are both unset. Errors:
-/// Errc::invalid_argument naming the variable, its value and what is allowed: all five set, port 1-65535,
-///         WORLD_SIZE a multiple of WORLD_LOCAL_SIZE, NODE_RANK below their quotient.
+/// null (std::getenv).
+/// Result: present = false where MASTER_ADDR and WORLD_LOCAL_SIZE are both unset; the others, which several
+///         launchers set for purposes of their own, then have no effect, but are checked each by itself.
+/// Errors: Errc::invalid_argument naming the variable, its value and what is allowed. Of each that is set: a
+///         name that is not empty, whole numbers, port 1-65535, sizes from 1, node rank from 0. Where one of
+///         those two is set: all five set, WORLD_SIZE a multiple of WORLD_LOCAL_SIZE, NODE_RANK below their
+///         quotient.
 [[nodiscard]] RankEnvironment parse_rank_environment(const std::function<const char*(const char*)>& get);
 
 }  // namespace shunt

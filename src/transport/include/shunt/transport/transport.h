@@ -41,15 +41,14 @@ using Deadline = Clock::time_point;
 
 /// Moves bytes and signals between the ranks of a world.
 /// Signals are 64-bit words in symmetric memory, kSignalStride apart, that only grow (compared by signed
-/// difference, so they may wrap). One rank writes a given word. Ordering:  payload put towards a peer before
-/// signal()/put_signal() to that peer is visible to a reader that saw the
-///            signal through wait_signal(). Stores made directly through peer_pointer() are ordered likewise
-///            (streaming stores after store_fence() of the pack module). Without `ordered`, two put_signal()
-///            calls may arrive in either order; writes of one signal word keep theirs.
+/// difference, so they may wrap). One rank writes a given word.
+/// Ordering:  payload put towards a peer before signal()/put_signal() to that peer is visible to a reader that
+///            saw the signal through wait_signal(). Stores made directly through peer_pointer() are ordered
+///            likewise (streaming stores after store_fence() of the pack module). Without `ordered`, two
+///            put_signal() calls may arrive in either order; writes of one signal word keep theirs.
 /// Threads:   one rank's object is used by one thread at a time.
 /// Errors:    Errc::timeout, Errc::peer_lost: the transport is dead; only destruction is allowed.
-/// Errc::invalid_argument
-///            where bytes or a signal word lie outside the buffer: nothing was moved.
+///            Errc::invalid_argument where bytes or a signal word lie outside the buffer: nothing was moved.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -62,9 +61,8 @@ class Transport {
 
   /// Collective. Zeroed, pre-faulted symmetric memory; `what` names it in errors. bytes may be 0.
   /// Errors: Errc::out_of_memory on every rank where the ranks together would exceed the memory available;
-  /// nothing
-  ///         is touched and the transport stays usable. Errc::invalid_argument where ranks ask for different
-  ///         sizes.
+  ///         nothing is touched and the transport stays usable. Errc::invalid_argument where ranks ask for
+  ///         different sizes.
   virtual SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) = 0;
   /// Local: other ranks may still use theirs, and read this rank's part until they release it too.
   virtual void release(SymmetricBuffer& buffer) noexcept = 0;

@@ -22,9 +22,10 @@ struct DelayOptions {
 /// contract of Transport permits: for tests that results do not depend on timing. With `reorder`,
 /// capabilities().ordered is false. Direct stores through peer_pointer() are not delayed, but the signals
 /// that publish them are. Payload of a held operation is copied in the call. Two writes of one signal word
-/// never change places. Ownership: `inner` must outlive the wrapper. Threads:   as Transport. Held operations
-/// are carried out inside later calls of this object (waits included) and
-///            at the latest in quiet() or the destructor.
+/// never change places.
+/// Ownership: `inner` must outlive the wrapper.
+/// Threads:   as Transport. Held operations are carried out inside later calls of this object (waits included)
+///            and at the latest in quiet() or the destructor.
 [[nodiscard]] std::unique_ptr<Transport> make_delayed(Transport& inner, const DelayOptions& options);
 
 }  // namespace shunt
