@@ -58,8 +58,8 @@ struct AllToAllBenchOptions {
 [[nodiscard]] std::vector<std::string> split_list(std::string_view option, std::string_view text);
 
 /// Checks the options against each other and lists the points: presets, then routings, then token counts. The
-/// variables MASTER_ADDR … are read through `get`. Errors: Errc::invalid_argument with option, value and
-/// range; Errc::unavailable for more than one node.
+/// variables MASTER_ADDR … are read through `get`.
+/// Errors: Errc::invalid_argument with option, value and range; Errc::unavailable for more than one node.
 [[nodiscard]] std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
                                                const std::function<const char*(const char*)>& get);
 

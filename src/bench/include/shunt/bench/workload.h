@@ -41,11 +41,13 @@ void fill_token(std::uint64_t seed, std::int32_t group, std::int64_t token, std:
 }
 
 /// Tokens, expert choices and weights of every group, made before the ranks start so that all of them read
-/// one copy. Threads: const members may be called from every rank at once.
+/// one copy.
+/// Threads: const members may be called from every rank at once.
 class Workload {
  public:
   /// `dump`, where not null, is what --input names; group g takes its tokens g T, g T + 1, … modulo their
-  /// number. Errors: Errc::invalid_argument where dump and point disagree; those of Router.
+  /// number.
+  /// Errors: Errc::invalid_argument where dump and point disagree; those of Router.
   Workload(const Point& point, const ModelDump* dump);
 
   [[nodiscard]] const Point& point() const noexcept { return point_; }

@@ -18,8 +18,7 @@ struct ModelShape {
 
 /// Reads a model preset (TOML, docs/formats.md "Model preset").
 /// Errors: Errc::io with file:line:column for TOML that does not parse, unknown keys (the nearest key is
-/// suggested), missing
-///         keys, values outside their range.
+///         suggested), missing keys, values outside their range.
 [[nodiscard]] ModelShape read_model_shape(const std::string& path);
 
 /// Names of the presets in `directory` (file names without .toml), sorted.
@@ -28,7 +27,7 @@ struct ModelShape {
 
 /// Preset by name, or by path where `name` ends in .toml.
 /// Errors: Errc::invalid_argument suggests the nearest name and lists those there are; Errc::io as
-/// read_model_shape.
+///         read_model_shape.
 [[nodiscard]] ModelShape find_model_shape(const std::string& name, const std::string& directory);
 
 /// Directory of the model presets: $SHUNT_PRESETS where set, else the first that exists of

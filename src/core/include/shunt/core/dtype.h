@@ -19,11 +19,14 @@ enum class ScaleType : std::uint8_t {
 /// Bytes of one element.
 [[nodiscard]] constexpr std::int64_t dtype_bytes(DType dtype) noexcept {
   switch (dtype) {
-    case DType::f32: return 4;
+    case DType::f32:
+      return 4;
     case DType::f16:
-    case DType::bf16: return 2;
+    case DType::bf16:
+      return 2;
     case DType::f8e4m3:
-    case DType::f8e5m2: return 1;
+    case DType::f8e5m2:
+      return 1;
   }
   return 0;
 }

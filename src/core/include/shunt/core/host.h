@@ -10,17 +10,18 @@ namespace shunt {
 struct HostInfo {
   std::string hostname;
   std::string cpu_model;
-  std::string cpu_vendor;          ///< "AuthenticAMD", "GenuineIntel", … or empty
-  std::vector<std::string> cpu_features;  ///< Of those Shunt uses: avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 neon …
+  std::string cpu_vendor;  ///< "AuthenticAMD", "GenuineIntel", … or empty
+  /// Of those Shunt uses: avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 neon …
+  std::vector<std::string> cpu_features;
   std::string kernel;
-  std::int32_t cores = 0;             ///< CPUs this process may run on (sched_getaffinity).
-  std::int64_t l2_bytes = 0;          ///< Per core.
-  std::int64_t l3_bytes = 0;          ///< Of one cache.
+  std::int32_t cores = 0;     ///< CPUs this process may run on (sched_getaffinity).
+  std::int64_t l2_bytes = 0;  ///< Per core.
+  std::int64_t l3_bytes = 0;  ///< Of one cache.
   std::int64_t memory_total_bytes = 0;
   std::int64_t memory_available_bytes = 0;  ///< See available_memory_bytes().
-  std::string transparent_hugepages;        ///< Selected value of /sys/kernel/mm/transparent_hugepage/enabled.
-  std::string shmem_hugepages;              ///< Likewise shmem_enabled.
-  std::int64_t hugetlb_pages_free = 0;      ///< Reserved huge pages not in use.
+  std::string transparent_hugepages;    ///< Selected value of /sys/kernel/mm/transparent_hugepage/enabled.
+  std::string shmem_hugepages;          ///< Likewise shmem_enabled.
+  std::int64_t hugetlb_pages_free = 0;  ///< Reserved huge pages not in use.
 };
 
 [[nodiscard]] HostInfo read_host_info();

@@ -10,8 +10,8 @@
 namespace shunt {
 
 /// One value of a record. monostate is JSON null.
-using RecordValue = std::variant<std::monostate, bool, std::int64_t, double, std::string,
-                                 std::vector<double>, std::vector<std::int64_t>, std::vector<std::string>>;
+using RecordValue = std::variant<std::monostate, bool, std::int64_t, double, std::string, std::vector<double>,
+                                 std::vector<std::int64_t>, std::vector<std::string>>;
 
 /// Ordered key/value line of a result file. Keys keep the order in which they were first set.
 class Record {
@@ -21,7 +21,9 @@ class Record {
   Record& set(std::string_view key, const char* value) { return set(key, RecordValue(std::string(value))); }
   /// Null where the key is absent.
   [[nodiscard]] const RecordValue* find(std::string_view key) const noexcept;
-  [[nodiscard]] const std::vector<std::pair<std::string, RecordValue>>& fields() const noexcept { return fields_; }
+  [[nodiscard]] const std::vector<std::pair<std::string, RecordValue>>& fields() const noexcept {
+    return fields_;
+  }
   /// One line of JSON without the newline; doubles are written shortest-round-trip, not-a-number as null.
   [[nodiscard]] std::string to_json() const;
 

@@ -11,8 +11,8 @@ struct SampleSummary {
   double min = 0, max = 0, mean = 0;
   double median = 0;  ///< p50
   double p90 = 0, p99 = 0;
-  double stddev = 0;  ///< Of the sample (n - 1); 0 for fewer than two samples.
-  double coefficient_of_variation = 0;  ///< stddev / mean; 0 where mean is 0.
+  double stddev = 0;                       ///< Of the sample (n - 1); 0 for fewer than two samples.
+  double coefficient_of_variation = 0;     ///< stddev / mean; 0 where mean is 0.
   double median_low = 0, median_high = 0;  ///< 95 % confidence interval of the median.
 };
 

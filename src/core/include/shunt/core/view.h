@@ -35,8 +35,8 @@ namespace detail {
 template <class Byte, class Void>
 struct BasicRows {
   Byte* data = nullptr;
-  std::int64_t rows = 0;          ///< T
-  std::int64_t hidden = 0;        ///< H, elements per row
+  std::int64_t rows = 0;    ///< T
+  std::int64_t hidden = 0;  ///< H, elements per row
   DType dtype = DType::bf16;
   std::int64_t row_stride_bytes = 0;
 
@@ -44,7 +44,8 @@ struct BasicRows {
   /// Dense rows.
   BasicRows(Void* data_in, std::int64_t rows_in, std::int64_t hidden_in, DType dtype_in)
       : BasicRows(data_in, rows_in, hidden_in, dtype_in, hidden_in * dtype_bytes(dtype_in)) {}
-  BasicRows(Void* data_in, std::int64_t rows_in, std::int64_t hidden_in, DType dtype_in, std::int64_t stride_bytes)
+  BasicRows(Void* data_in, std::int64_t rows_in, std::int64_t hidden_in, DType dtype_in,
+            std::int64_t stride_bytes)
       : data(static_cast<Byte*>(data_in)),
         rows(rows_in),
         hidden(hidden_in),

@@ -41,7 +41,8 @@ struct TokenShare {
   std::int64_t begin = 0;
   std::int64_t end = 0;
 };
-[[nodiscard]] SHUNT_HOST_DEVICE constexpr TokenShare token_share(std::int64_t num_tokens, std::int32_t dp_size,
+[[nodiscard]] SHUNT_HOST_DEVICE constexpr TokenShare token_share(std::int64_t num_tokens,
+                                                                 std::int32_t dp_size,
                                                                  std::int32_t member) noexcept {
   const std::int64_t base = num_tokens / dp_size;
   const std::int64_t extra = num_tokens % dp_size;
@@ -50,7 +51,8 @@ struct TokenShare {
 }
 
 /// Smallest multiple of `alignment` (>= 1) that is >= value (>= 0).
-[[nodiscard]] SHUNT_HOST_DEVICE constexpr std::int64_t round_up(std::int64_t value, std::int64_t alignment) noexcept {
+[[nodiscard]] SHUNT_HOST_DEVICE constexpr std::int64_t round_up(std::int64_t value,
+                                                                std::int64_t alignment) noexcept {
   return (value + alignment - 1) / alignment * alignment;
 }
 

@@ -35,9 +35,9 @@ struct SlotLayout {
 
 /// Sizes from which every row bound follows.
 struct RowBoundInput {
-  std::int64_t max_tokens = 0;   ///< M, per group
-  std::int32_t num_groups = 1;   ///< G = R / dp_size
-  std::int32_t top_k = 1;        ///< K
+  std::int64_t max_tokens = 0;     ///< M, per group
+  std::int32_t num_groups = 1;     ///< G = R / dp_size
+  std::int32_t top_k = 1;          ///< K
   std::int32_t local_experts = 1;  ///< L of the rank in question
 };
 
@@ -49,7 +49,8 @@ struct RowBoundInput {
 
 /// Rows of workspace for `arriving` rows. packed: each expert's block may end in up to alignment - 1 rows of padding
 /// (no more blocks than arriving rows have any). padded: local_experts * rows_per_expert, whatever arrives.
-[[nodiscard]] SHUNT_HOST_DEVICE constexpr std::int64_t workspace_rows(const SlotLayout& slots, const RowBoundInput& in,
+[[nodiscard]] SHUNT_HOST_DEVICE constexpr std::int64_t workspace_rows(const SlotLayout& slots,
+                                                                      const RowBoundInput& in,
                                                                       std::int64_t arriving) noexcept {
   if (slots.layout == RowLayout::padded) return in.local_experts * slots.rows_per_expert;
   const std::int64_t blocks = arriving < in.local_experts ? arriving : in.local_experts;
@@ -59,7 +60,8 @@ struct RowBoundInput {
 /// Counts selections per rank: per_rank[r] += number of entries of ids [T, K] whose expert lives on r; ids < 0 skip.
 /// Id is std::int32_t or std::int64_t. The token matrix of a step is one such row per source rank.
 template <class Id>
-SHUNT_HOST_DEVICE constexpr void count_per_rank(const Id* ids, std::int64_t num_ids, const ExpertPartition& partition,
+SHUNT_HOST_DEVICE constexpr void count_per_rank(const Id* ids, std::int64_t num_ids,
+                                                const ExpertPartition& partition,
                                                 std::int64_t* per_rank) noexcept {
   for (std::int64_t i = 0; i < num_ids; ++i)
     if (ids[i] >= 0) ++per_rank[partition.owner(static_cast<std::int32_t>(ids[i]))];

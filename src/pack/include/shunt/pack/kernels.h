@@ -15,8 +15,8 @@ enum class Isa : std::uint8_t { scalar, avx2, avx512, neon };
 
 /// One row of a run-time dtype, with block scales where it is fp8.
 struct QuantisedRow {
-  void* elements = nullptr;        ///< [H] of the target dtype
-  void* scales = nullptr;          ///< [ceil(H / block)] of the scale type; null for ScaleType::none
+  void* elements = nullptr;  ///< [H] of the target dtype
+  void* scales = nullptr;    ///< [ceil(H / block)] of the scale type; null for ScaleType::none
 };
 
 /// How rows become fp8. block >= 1 elements share a scale; the last block may be short.
@@ -27,7 +27,9 @@ struct Quantisation {
   DType dtype = DType::f8e4m3;
   ScaleType scale = ScaleType::f32;
   std::int64_t block = 128;
-  [[nodiscard]] std::int64_t num_scales(std::int64_t hidden) const noexcept { return (hidden + block - 1) / block; }
+  [[nodiscard]] std::int64_t num_scales(std::int64_t hidden) const noexcept {
+    return (hidden + block - 1) / block;
+  }
 };
 
 /// out[h] = sum over k of weights[k] * rows[k][h].
@@ -44,15 +46,15 @@ struct WeightedSum {
 
 /// to[h] = convert(from[h] * scale of its block * factor): reads a received row, writes an expert's row.
 struct ScaledCopy {
-  const void* from = nullptr;       ///< [H] of from_dtype
+  const void* from = nullptr;         ///< [H] of from_dtype
   const void* from_scales = nullptr;  ///< [ceil(H / block)]; null where from_scale is none
-  void* to = nullptr;               ///< [H] of to_dtype (f32, f16 or bf16)
+  void* to = nullptr;                 ///< [H] of to_dtype (f32, f16 or bf16)
   std::int64_t hidden = 0;
   DType from_dtype = DType::bf16;
   ScaleType from_scale = ScaleType::none;
   std::int64_t block = 128;
   DType to_dtype = DType::bf16;
-  float factor = 1.0F;              ///< (from * scale) * factor, two fp32 multiplications in this order
+  float factor = 1.0F;  ///< (from * scale) * factor, two fp32 multiplications in this order
 };
 
 /// The kernels of one instruction set. Every table gives the same bits as the scalar one, for every pointer

@@ -19,7 +19,7 @@ struct NpyArray {
 
 /// Element types are b, i, u, f, c and V of a fixed size; no records, strings or Python objects.
 /// Errors: Errc::io with the path and what is wrong (magic, version, header, Fortran order, big endian,
-/// length).
+///         length).
 [[nodiscard]] NpyArray read_npy(const std::string& path);
 
 /// Tokens and routing dumped from a real model.
@@ -32,9 +32,8 @@ struct ModelDump {
 
 /// Reads DIR/x.npy ([T, H] f4, f2, or u2/V2 holding bfloat16 bits), DIR/topk_idx.npy ([T, K] i4, i8) and
 /// DIR/topk_weights.npy ([T, K] f4, f2, f8). 1 <= H, 1 <= K <= num_experts.
-/// Errors: Errc::io (file), Errc::invalid_argument (element types, shapes that disagree, ids outside [-1,
-/// num_experts),
-///         repeated ids, NaN or infinite values), naming file, token and what is allowed.
+/// Errors: Errc::io (file), Errc::invalid_argument (element types, shapes that disagree, ids outside
+///         [-1, num_experts), repeated ids, NaN or infinite values), naming file, token and what is allowed.
 [[nodiscard]] ModelDump read_model_dump(const std::string& directory, std::int32_t num_experts);
 
 }  // namespace shunt

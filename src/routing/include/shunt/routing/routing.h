@@ -23,14 +23,11 @@ struct Routing {
 /// How tokens choose experts.
 enum class RoutingKind : std::uint8_t {
   uniform,    ///< K distinct experts, all equally likely
-  power_law,  ///< K distinct experts, expert e drawn with weight (rank of e in a seeded permutation +
-              ///< 1)^-alpha
+  power_law,  ///< K distinct experts, expert e drawn with weight (its rank in a seeded permutation + 1)^-alpha
   one,        ///< All to one: every token chooses experts 0 … K-1
-  grouped,    ///< Group-limited: `top_groups` of `groups` equal expert groups are drawn, then K experts from
-              ///< those
-  trace,      ///< From a trace file: group g repeats what group g mod (groups of the trace) chose, step after
-              ///< step
-  text,       ///< From a text: words become token embeddings, a router from the seed chooses
+  grouped,    ///< Group-limited: `top_groups` of `groups` equal expert groups are drawn, then K of theirs
+  trace,  ///< From a trace file: group g repeats, step by step, what group g mod (groups of the trace) chose
+  text,   ///< From a text: words become token embeddings, a router from the seed chooses
 };
 
 struct RoutingSpec {
@@ -45,7 +42,8 @@ struct RoutingSpec {
 
 /// Parses KIND[:ARGUMENT][+mask:SHARE][+uneven], KIND one of uniform, powerlaw:ALPHA, one,
 /// grouped:GROUPS,TOP_GROUPS, trace:FILE, text:FILE. Modifiers are taken off the end; what is left of a FILE
-/// may contain '+'. Errors: Errc::invalid_argument with the text, the part that is wrong and what is allowed.
+/// may contain '+'.
+/// Errors: Errc::invalid_argument with the text, the part that is wrong and what is allowed.
 [[nodiscard]] RoutingSpec parse_routing(std::string_view text);
 /// Inverse of parse_routing, for records; fields that the kind does not use are left out.
 [[nodiscard]] std::string routing_name(const RoutingSpec& spec);
@@ -60,14 +58,14 @@ struct RoutingShape {
 
 /// Makes routings. Reads files once, in the constructor.
 /// Result:  route() is a pure function of (spec, file content, shape, seed, group): the same on every rank
-/// and platform.
-///          docs/formats.md "Routing specification" says how each kind draws. The routing of fewer tokens is
-///          a prefix of that of more, except with uneven and where there are more groups than the trace has.
+///          and platform. docs/formats.md "Routing specification" says how each kind draws. The routing of
+///          fewer tokens is a prefix of that of more, except with uneven and where there are more groups than
+///          the trace has.
 /// Threads: route() may run on several threads at once.
 class Router {
  public:
   /// Errors: Errc::io (file missing or malformed, with line and column), Errc::invalid_argument (spec against
-  /// shape).
+  ///         shape).
   Router(const RoutingSpec& spec, const RoutingShape& shape, std::uint64_t seed);
   ~Router();
   Router(Router&&) noexcept;
@@ -81,8 +79,8 @@ class Router {
 };
 
 /// Checks sizes (1 <= K <= E, [T, K]), ids (range [-1, E), distinct in a token) and weights (finite) of data
-/// that came from outside. Errors: Errc::invalid_argument naming `origin`, token, k, the value and what is
-/// allowed.
+/// that came from outside.
+/// Errors: Errc::invalid_argument naming `origin`, token, k, the value and what is allowed.
 void check_routing(const Routing& routing, std::string_view origin);
 
 }  // namespace shunt
