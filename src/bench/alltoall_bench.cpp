@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <ctime>
-#include <filesystem>
+#include <memory>
+#include <new>
 #include <optional>
 
 #include <fmt/format.h>
@@ -18,6 +18,7 @@
 #include "channel.h"
 #include "harness.h"
 #include "probe.h"
+#include "result_files.h"
 
 namespace shunt::bench {
 namespace {
@@ -26,59 +27,46 @@ namespace {
 /// allocate.
 constexpr double kHopelessBytesPerSecond = 3e9;
 
-struct Paths {
-  std::string tsv, jsonl;
-};
-
-Paths output_paths(const AllToAllBenchOptions& options) {
-  Paths paths{options.tsv, options.jsonl};
-  if (paths.tsv.empty()) {
-    const std::time_t now = std::time(nullptr);
-    std::tm local{};
-    localtime_r(&now, &local);
-    char stamp[32];
-    std::strftime(stamp, sizeof stamp, "%Y%m%d_%H%M%S", &local);
-    paths.tsv = fmt::format("data/{}_unified_moe_separated.tsv", stamp);
-  }
-  if (paths.jsonl.empty())
-    paths.jsonl = std::filesystem::path(paths.tsv).replace_extension(".jsonl").string();
-  for (const std::string& path : {paths.tsv, paths.jsonl}) {
-    if (std::filesystem::exists(path))
-      throw Error(
-          Errc::io,
-          fmt::format("{} exists and is not overwritten; name another file with --tsv and --jsonl", path));
-    const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-    std::error_code error;
-    if (!folder.empty()) std::filesystem::create_directories(folder, error);
-    if (error)
-      throw Error(Errc::io, fmt::format("folder {} cannot be made: {}", folder.string(), error.message()));
-  }
-  if (paths.tsv == paths.jsonl)
-    throw Error(Errc::invalid_argument,
-                fmt::format("--tsv and --jsonl both name {}; allowed: two files", paths.tsv));
-  return paths;
-}
-
 PlacementThresholds find_thresholds(const AllToAllBenchOptions& options, const HostInfo& host) {
   const PlacementThresholds prior = vendor_thresholds(host.cpu_vendor);
   if (options.ranks < 2) return prior;
   return refine_thresholds(prior, survey_round_trips(40, std::chrono::microseconds(4000)));
 }
 
+[[noreturn]] void throw_out_of_memory() {
+  throw Error(
+      Errc::out_of_memory,
+      "memory ran out beside the buffers that were checked before; fewer --tokens, --ranks or --methods, or "
+      "a smaller --input need less");
+}
+
+/// How well an outcome explains the end of the run, in the order of combined_status().
+int explains(const RankOutcome& outcome) {
+  if (outcome.exit_status == 0) return 0;
+  if (outcome.signal != 0) return 1;
+  return outcome.code == Errc::peer_lost || outcome.code == Errc::timeout ? 2 : 3;
+}
+
 [[noreturn]] void throw_rank_failure(const std::vector<RankOutcome>& outcomes, const Point& point) {
-  const int status = combined_status(outcomes);
-  const RankOutcome* cause = nullptr;
-  for (const RankOutcome& outcome : outcomes) {
-    if (outcome.exit_status == 0) continue;
-    if (cause == nullptr || (cause->message.empty() && !outcome.message.empty())) cause = &outcome;
-  }
-  const std::string detail = cause == nullptr         ? "unknown"
-                             : cause->message.empty() ? fmt::format("status {}", cause->exit_status)
-                                                      : cause->message;
-  throw RankFailure(status == 2 ? Errc::invalid_argument : Errc::peer_lost,
-                    fmt::format("{}, {} tokens: rank {} ended: {}", point.preset, point.tokens,
-                                cause == nullptr ? -1 : cause->rank, detail),
-                    status);
+  const RankOutcome& cause =
+      *std::max_element(outcomes.begin(), outcomes.end(),
+                        [](const RankOutcome& a, const RankOutcome& b) { return explains(a) < explains(b); });
+  const std::string detail = !cause.message.empty() ? cause.message
+                             : cause.signal != 0    ? fmt::format("killed by signal {}", cause.signal)
+                                                    : fmt::format("status {}", cause.exit_status);
+  throw RankFailure(
+      cause.signal != 0 ? Errc::peer_lost : cause.code,
+      fmt::format("{}, {} tokens: rank {} ended: {}", point.preset, point.tokens, cause.rank, detail),
+      cause.exit_status);
+}
+
+/// What a Workload of this point holds. A dump of --input is in memory already when this is asked, so the
+/// memory available is less by it.
+std::int64_t workload_bytes(const Point& point) {
+  const std::int64_t tokens = point.ranks / point.dp_size * point.tokens;
+  const std::int64_t scales = is_fp8(point.in_dtype) ? (point.hidden + kScaleBlock - 1) / kScaleBlock * 4 : 0;
+  const std::int64_t choice = std::int64_t{sizeof(std::int32_t)} + std::int64_t{sizeof(float)};
+  return tokens * (point.hidden * dtype_bytes(point.in_dtype) + scales + point.top_k * choice);
 }
 
 struct PointRunner {
@@ -95,13 +83,13 @@ struct PointRunner {
     const std::string what = fmt::format("{} {} tokens, {}", point.preset, point.tokens, point.routing_label);
     if (output.progress) output.progress(base, what);
     const std::int64_t available = available_memory_bytes();
-    const std::int64_t token_bytes =
-        point.ranks / point.dp_size * point.tokens * point.hidden * dtype_bytes(point.in_dtype);
-    if (available >= 0 && token_bytes > available / 10 * 9)
-      throw Error(Errc::out_of_memory, fmt::format("the tokens of all ranks take {}; {} are available; fewer "
-                                                   "--tokens, a smaller --hidden or fewer "
-                                                   "--ranks reduce it",
-                                                   format_bytes(token_bytes), format_bytes(available)));
+    const std::int64_t tables = workload_bytes(point);
+    if (available >= 0 && tables > available / 10 * 9)
+      throw Error(
+          Errc::out_of_memory,
+          fmt::format("the tokens and expert choices of all ranks take {}; {} are available; fewer --tokens, "
+                      "a smaller --hidden, fewer --topk or fewer --ranks reduce it",
+                      format_bytes(tables), format_bytes(available)));
     const Workload workload(point, dump);
     MethodSettings settings;
     settings.layout = options.layout;
@@ -132,8 +120,12 @@ struct PointRunner {
                                 .start_deadline = std::chrono::milliseconds(options.deadline_ms),
                                 .pin = true},
                   [&](Transport& transport) {
-                    const PointResult result = measure_point(transport, workload, plan, settings, harness);
-                    if (transport.world().rank == 0) channel.write(encode_result(result));
+                    try {
+                      const PointResult result = measure_point(transport, workload, plan, settings, harness);
+                      if (transport.world().rank == 0) channel.write(encode_result(result));
+                    } catch (const std::bad_alloc&) {
+                      throw_out_of_memory();
+                    }
                     return 0;
                   });
     if (combined_status(outcomes) != 0) throw_rank_failure(outcomes, point);
@@ -157,10 +149,27 @@ Record make_context(const std::vector<std::string>& command, const AllToAllBench
   return context;
 }
 
+/// Errors: Errc::unavailable with every reason where none of the methods asked for can run here.
+void check_some_available(const std::vector<MethodSpec>& specs) {
+  std::string reasons;
+  for (const MethodSpec& spec : specs) {
+    if (spec.unavailable.empty()) return;
+    reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", spec.name, spec.unavailable);
+  }
+  throw Error(Errc::unavailable, fmt::format("no method asked for can run here: {}", reasons));
+}
+
+std::vector<std::string> method_names(const std::vector<MethodSpec>& specs) {
+  std::vector<std::string> names;
+  for (const MethodSpec& spec : specs)
+    if (std::find(names.begin(), names.end(), spec.name) == names.end()) names.push_back(spec.name);
+  return names;
+}
+
 }  // namespace
 
 AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::vector<std::string>& command,
-                                       const BenchOutput& output) {
+                                       const BenchOutput& output) try {
   std::optional<ModelDump> dump;
   if (!options.input.empty()) {
     std::int32_t experts = options.num_experts;
@@ -176,13 +185,18 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
   const std::vector<Point> points = expand_points(
       options, tokens, [](const char* name) { return static_cast<const char*>(std::getenv(name)); });
   PointRunner runner{options, output, tokens, {}, select_methods(options), points.size()};
+  check_some_available(runner.specs);
   AllToAllBenchReport report;
+  std::unique_ptr<ResultFiles> files;
   if (options.write_files) {
-    const Paths paths = output_paths(options);
-    report.tsv_path = paths.tsv;
-    report.jsonl_path = paths.jsonl;
+    files = std::make_unique<ResultFiles>(options.tsv, options.jsonl);
+    report.tsv_path = files->tsv_path();
+    report.jsonl_path = files->jsonl_path();
   }
   runner.thresholds = find_thresholds(options, read_host_info());
+  const std::vector<std::string> names = method_names(runner.specs);
+  if (files)
+    files->begin(tsv_header(names), make_context(command, options, runner.thresholds).to_json() + "\n");
 
   const auto start = Clock::now();
   for (std::size_t i = 0; i < points.size(); ++i) {
@@ -190,23 +204,31 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
     const double used = std::chrono::duration<double>(Clock::now() - start).count();
     const double seconds =
         std::max(0.2, (options.max_seconds - used) / static_cast<double>(points.size() - i));
-    report.points.push_back(runner.run(points[i], i, seconds));
-    for (const MethodResult& method : report.points.back().methods)
+    try {
+      report.points.push_back(runner.run(points[i], i, seconds));
+    } catch (...) {
+      if (files && i > 0 && output.text)
+        output.text(fmt::format("\nended early; written so far, {} of {} points: {}\n         {}\n", i,
+                                points.size(), report.tsv_path, report.jsonl_path));
+      throw;
+    }
+    const PointResult& point = report.points.back();
+    for (const MethodResult& method : point.methods)
       report.failed = report.failed || method.status == "failed";
-    if (output.text) output.text(format_point(report.points.back()));
+    if (files) {
+      std::string lines;
+      for (const Record& record : result_records(point, options.transport)) lines += record.to_json() + "\n";
+      files->add_point(tsv_rows(point, names), lines);
+    }
+    if (output.text) output.text(format_point(point));
   }
   if (output.progress) output.progress(1, "done");
   if (output.text) output.text(format_conclusion(report.points));
-  if (options.write_files) {
-    std::string lines = make_context(command, options, runner.thresholds).to_json() + "\n";
-    for (const PointResult& point : report.points)
-      for (const Record& record : result_records(point, options.transport)) lines += record.to_json() + "\n";
-    write_new_file(report.tsv_path, format_tsv(report.points));
-    write_new_file(report.jsonl_path, lines);
-    if (output.text)
-      output.text(fmt::format("\nwritten: {}\n         {}\n", report.tsv_path, report.jsonl_path));
-  }
+  if (files && output.text)
+    output.text(fmt::format("\nwritten: {}\n         {}\n", report.tsv_path, report.jsonl_path));
   return report;
+} catch (const std::bad_alloc&) {
+  throw_out_of_memory();
 }
 
 }  // namespace shunt::bench

@@ -103,7 +103,8 @@ RowLayout parse_layout(std::string_view text) {
 
 std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
                                  const std::function<const char*(const char*)>& get) {
-  const RankEnvironment environment = parse_rank_environment(get);
+  // Ranks given on the command line are ranks of this machine, whatever a launcher says.
+  const RankEnvironment environment = options.ranks == 0 ? parse_rank_environment(get) : RankEnvironment{};
   if (environment.present && environment.nodes() > 1)
     throw Error(
         Errc::unavailable,

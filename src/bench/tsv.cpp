@@ -37,6 +37,7 @@ double inner(const PointResult& result, std::string_view method, std::string_vie
 /// total, lat, bw, comm and pack of one old method from the first of ours that ran.
 struct OldColumns {
   std::string total = kNotRun, lat = kNotRun, bw = kNotRun, comm = kNotRun, pack = kNotRun;
+  double total_us = -1;
 };
 
 OldColumns old_columns(const PointResult& result, std::string_view placement,
@@ -51,7 +52,8 @@ OldColumns old_columns(const PointResult& result, std::string_view placement,
     columns.comm = microseconds(comm);
     columns.lat = microseconds(lat);
     columns.pack = microseconds(pack);
-    columns.total = microseconds(lat + pack);
+    columns.total_us = lat + pack;
+    columns.total = microseconds(columns.total_us);
     columns.bw = fmt::format("{:.3f}", lat > 0 ? static_cast<double>(result.sparse_bytes) / lat / 1e3 : 0.0);
     break;
   }
@@ -77,7 +79,7 @@ constexpr const char* kPhases[] = {"dispatch", "touch", "combine", "total"};
 
 }  // namespace
 
-std::string format_tsv(std::span<const PointResult> results) {
+std::string tsv_header(std::span<const std::string> methods) {
   std::vector<std::string> header{"E",
                                   "E/tok",
                                   "tok",
@@ -108,74 +110,81 @@ std::string format_tsv(std::span<const PointResult> results) {
                                   "Speedup_NVSHMEM"};
   for (const char* name : {"ranks", "dp_size", "preset", "routing", "in_dtype", "out_dtype", "placement"})
     header.emplace_back(name);
-  const std::vector<std::string> methods = own_methods(results);
   for (const std::string& method : methods) {
     for (const char* phase : kPhases) header.push_back(fmt::format("{}_{}_us", column_name(method), phase));
     header.push_back(column_name(method) + "_rounds");
   }
 
-  std::string text = fmt::format("{}\n{}\n", kUnits, fmt::join(header, "\t"));
-  for (const PointResult& result : results)
-    for (const std::string& placement : result.placements()) {
-      const Point& point = result.point;
-      const OldColumns torch = old_columns(result, placement, {"torch", "cpu/nccl"});
-      const OldColumns nvshmem = old_columns(result, placement, {"cpu/nvshmem"});
-      const OldColumns cuda_torch = old_columns(result, placement, {"cuda/nccl"});
-      const OldColumns cuda_nvshmem = old_columns(result, placement, {"cuda/nvshmem"});
-      const OldColumns dense = old_columns(result, placement, {"dense"});
-      const OldColumns scalar = old_columns(result, placement, {"scalar/alltoallv", "scalar/put"});
-      const auto speedup = [&](const char* slow, const char* fast) -> std::string {
-        const PhaseResult* from = phase_of(result, slow, placement, "dispatch");
-        const PhaseResult* to = phase_of(result, fast, placement, "dispatch");
-        if (from == nullptr || to == nullptr || to->us.median <= 0) return kNotRun;
-        return fmt::format("{:.3f}", from->us.median / to->us.median);
-      };
-      std::vector<std::string> row{fmt::format("{}", point.num_experts),
-                                   fmt::format("{}", point.top_k),
-                                   fmt::format("{}", point.tokens),
-                                   fmt::format("{}", point.hidden),
-                                   torch.total,
-                                   torch.lat,
-                                   torch.bw,
-                                   torch.comm,
-                                   torch.pack != kNotRun ? torch.pack : scalar.pack,
-                                   nvshmem.total,
-                                   nvshmem.lat,
-                                   nvshmem.bw,
-                                   nvshmem.comm,
-                                   dense.lat,
-                                   dense.bw,
-                                   fmt::format("{}", result.sparse_bytes),
-                                   fmt::format("{}", result.dense_bytes),
-                                   cuda_torch.total,
-                                   cuda_torch.lat,
-                                   cuda_torch.bw,
-                                   cuda_torch.comm,
-                                   cuda_torch.pack,
-                                   cuda_nvshmem.total,
-                                   cuda_nvshmem.lat,
-                                   cuda_nvshmem.bw,
-                                   cuda_nvshmem.comm,
-                                   speedup("cpu/nccl", "cuda/nccl"),
-                                   speedup("cpu/nvshmem", "cuda/nvshmem"),
-                                   fmt::format("{}", point.ranks),
-                                   fmt::format("{}", point.dp_size),
-                                   point.preset,
-                                   point.routing_label,
-                                   dtype_name(point.in_dtype),
-                                   dtype_name(point.out_dtype),
-                                   placement};
-      for (const std::string& method : methods) {
-        std::int64_t rounds = 0;
-        for (const char* phase : kPhases) {
-          const PhaseResult* found = phase_of(result, method, placement, phase);
-          row.push_back(found == nullptr ? kNotRun : microseconds(found->us.median));
-          if (found != nullptr) rounds = found->rounds;
-        }
-        row.push_back(fmt::format("{}", rounds));
+  return fmt::format("{}\n{}\n", kUnits, fmt::join(header, "\t"));
+}
+
+std::string tsv_rows(const PointResult& result, std::span<const std::string> methods) {
+  std::string text;
+  for (const std::string& placement : result.placements()) {
+    const Point& point = result.point;
+    const OldColumns torch = old_columns(result, placement, {"torch", "cpu/nccl"});
+    const OldColumns nvshmem = old_columns(result, placement, {"cpu/nvshmem"});
+    const OldColumns cuda_torch = old_columns(result, placement, {"cuda/nccl"});
+    const OldColumns cuda_nvshmem = old_columns(result, placement, {"cuda/nvshmem"});
+    const OldColumns dense = old_columns(result, placement, {"dense"});
+    const OldColumns scalar = old_columns(result, placement, {"scalar/alltoallv", "scalar/put"});
+    const auto speedup = [](const OldColumns& cpu, const OldColumns& cuda) -> std::string {
+      if (cpu.total_us < 0 || cuda.total_us <= 0) return kNotRun;
+      return fmt::format("{:.3f}", cpu.total_us / cuda.total_us);
+    };
+    std::vector<std::string> row{fmt::format("{}", point.num_experts),
+                                 fmt::format("{}", point.top_k),
+                                 fmt::format("{}", point.tokens),
+                                 fmt::format("{}", point.hidden),
+                                 torch.total,
+                                 torch.lat,
+                                 torch.bw,
+                                 torch.comm,
+                                 torch.pack != kNotRun ? torch.pack : scalar.pack,
+                                 nvshmem.total,
+                                 nvshmem.lat,
+                                 nvshmem.bw,
+                                 nvshmem.comm,
+                                 dense.lat,
+                                 dense.bw,
+                                 fmt::format("{}", result.sparse_bytes),
+                                 fmt::format("{}", result.dense_bytes),
+                                 cuda_torch.total,
+                                 cuda_torch.lat,
+                                 cuda_torch.bw,
+                                 cuda_torch.comm,
+                                 cuda_torch.pack,
+                                 cuda_nvshmem.total,
+                                 cuda_nvshmem.lat,
+                                 cuda_nvshmem.bw,
+                                 cuda_nvshmem.comm,
+                                 speedup(torch, cuda_torch),
+                                 speedup(nvshmem, cuda_nvshmem),
+                                 fmt::format("{}", point.ranks),
+                                 fmt::format("{}", point.dp_size),
+                                 point.preset,
+                                 point.routing_label,
+                                 dtype_name(point.in_dtype),
+                                 dtype_name(point.out_dtype),
+                                 placement};
+    for (const std::string& method : methods) {
+      std::int64_t rounds = 0;
+      for (const char* phase : kPhases) {
+        const PhaseResult* found = phase_of(result, method, placement, phase);
+        row.push_back(found == nullptr ? kNotRun : microseconds(found->us.median));
+        if (found != nullptr) rounds = found->rounds;
       }
-      text += fmt::format("{}\n", fmt::join(row, "\t"));
+      row.push_back(fmt::format("{}", rounds));
     }
+    text += fmt::format("{}\n", fmt::join(row, "\t"));
+  }
+  return text;
+}
+
+std::string format_tsv(std::span<const PointResult> results) {
+  const std::vector<std::string> methods = own_methods(results);
+  std::string text = tsv_header(methods);
+  for (const PointResult& result : results) text += tsv_rows(result, methods);
   return text;
 }
 

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include <shunt/bench/alltoall_bench.h>
 #include <shunt/core/error.h>
 #include <shunt/core/record.h>
 
@@ -39,6 +40,9 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     return run(argc, argv);
+  } catch (const shunt::bench::RankFailure& failure) {
+    fmt::print(stderr, "shunt: {}\n", failure.what());
+    return failure.status();
   } catch (const shunt::Error& error) {
     fmt::print(stderr, "shunt: {}\n", error.what());
     return shunt::exit_status(error.code());

@@ -35,9 +35,10 @@ struct AllToAllBenchReport {
 };
 
 /// Measures every point with every method. Each point is one world of ranks; its methods run interleaved in
-/// rounds and every payload is checked. Errors:  Errc::invalid_argument, Errc::unavailable, Errc::io,
-/// Errc::out_of_memory (no method of a point fits) before a
-///          point is measured; RankFailure.
+/// rounds and every payload is checked. Both files are made first, and each point is on disk before the next
+/// begins: an error leaves the points before it there.
+/// Errors:  Errc::invalid_argument, Errc::unavailable (also where none of the methods asked for can run),
+///          Errc::io, Errc::out_of_memory (no method of a point fits) before a point is measured; RankFailure.
 /// Threads: from a single-threaded process (ranks are forked).
 [[nodiscard]] AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options,
                                                      const std::vector<std::string>& command,

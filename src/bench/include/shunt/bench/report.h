@@ -20,6 +20,10 @@ namespace shunt::bench {
 /// The TSV: a comment line with the units, a line of names, one line per point and class. Columns:
 /// docs/bench-alltoall.md.
 [[nodiscard]] std::string format_tsv(std::span<const PointResult> results);
+/// Its first two lines, and the lines of one point, for files that grow point by point. `methods`: names of
+/// which the columns behind the first 35 are made, in order.
+[[nodiscard]] std::string tsv_header(std::span<const std::string> methods);
+[[nodiscard]] std::string tsv_rows(const PointResult& result, std::span<const std::string> methods);
 
 /// One record per method, phase, point and class, as docs/formats.md "Benchmark results" says.
 [[nodiscard]] std::vector<Record> result_records(const PointResult& result, std::string_view transport);
