@@ -118,7 +118,8 @@ class AllToAll {
   /// the sum.
   /// Errors: invalid_argument on a wrong shape or dtype (object usable, the receipt still good), and where the ranks of a
   ///         group turn out to have brought different tokens (object dead; check_replicas finds it earlier).
-  void combine_recv(Sent<Half::combine>&& sent, View2<const float> weights, MutableRows out, bool accumulate = false);
+  void combine_recv(Sent<Half::combine>&& sent, View2<const float> weights, MutableRows out,
+                    bool accumulate = false);
 
   [[nodiscard]] std::int64_t max_rows() const noexcept;         ///< Upper bound of W on this rank
   [[nodiscard]] std::int64_t workspace_bytes() const noexcept;  ///< Symmetric memory held by this rank
