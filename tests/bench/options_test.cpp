@@ -95,6 +95,11 @@ TEST(BenchOptionsTest, TakesRanksOfOneNodeFromTheEnvironmentAndRefusesTwoNodes) 
   options = small_options();
   const std::string message = message_of([&] { static_cast<void>(expand_points(options, nullptr, get)); });
   EXPECT_NE(message.find("needs a network transport"), std::string::npos) << message;
+  options = small_options();
+  options.ranks = 3;
+  EXPECT_EQ(expand_points(options, nullptr, get).front().ranks, 3) << "--ranks wins over the environment";
+  variables.erase("MASTER_PORT");
+  EXPECT_EQ(expand_points(options, nullptr, get).front().ranks, 3) << "which may then be incomplete";
 }
 
 TEST(BenchOptionsTest, SelectsMethodsByNameWithAllVariants) {

@@ -63,6 +63,8 @@ TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
       {{"bench", "alltoall", "--max-seconds", "soon"}, "a number from"},
       {{"bench", "alltoall", "--input", "/nonexistent", "--experts", "8"}, "/nonexistent"},
       {{"bench", "alltoall", "--input", "/nonexistent"}, "--experts"},
+      {{"bench", "alltoall", "--methods", "torch,cuda/nccl"}, "torch: this build has no"},
+      {{"bench", "alltoall", "--tsv", "/proc/nosuch.tsv"}, "/proc/nosuch.tsv"},
       {{"bench", "alltoall", "--nosuch"}, "--nosuch"},
       {{"bench"}, "subcommand"},
       {{}, "subcommand"},
@@ -151,6 +153,32 @@ TEST(CliTest, NeverOverwritesResults) {
   EXPECT_EQ(ended.status, 2);
   EXPECT_NE(ended.err.find("kept.tsv"), std::string::npos) << ended.err;
   EXPECT_EQ(lines_of(folder.file("kept.tsv")), (std::vector<std::string>{"mine"}));
+}
+
+TEST(CliTest, KeepsThePointsBeforeAnError) {
+  const Folder folder;
+  // One token per rank sends few rows; 64 send more than may arrive.
+  const Ended ended = run_shunt({"bench",         "alltoall", "--experts",       "8",
+                                 "--topk",        "2",        "--hidden",        "64",
+                                 "--tokens",      "1,64",     "--rounds",        "1",
+                                 "--max-seconds", "5",        "--max-recv-rows", "4",
+                                 "--methods",     "shunt",    "--tsv",           folder.file("kept.tsv")});
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_NE(ended.err.find("64 tokens"), std::string::npos) << ended.err;
+  EXPECT_NE(ended.out.find("1 of 2 points"), std::string::npos) << ended.out;
+  EXPECT_GE(lines_of(folder.file("kept.tsv")).size(), 2U);
+  const std::vector<std::string> records = lines_of(folder.file("kept.jsonl"));
+  ASSERT_GE(records.size(), 2U);
+  for (const std::string& record : records) EXPECT_TRUE(nlohmann::json::accept(record)) << record;
+  EXPECT_NE(records.back().find("\"tokens_per_rank\":1,"), std::string::npos) << records.back();
+}
+
+TEST(CliTest, LeavesNoFileWhereNothingWasMeasured) {
+  const Folder folder;
+  const Ended ended =
+      run_shunt(tiny({"--max-recv-rows", "0", "--methods", "shunt", "--tsv", folder.file("nothing.tsv")}));
+  EXPECT_EQ(ended.status, 2) << ended.err;
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 TEST(CliTest, NamesFilesByTimeInData) {
