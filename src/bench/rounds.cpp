@@ -60,8 +60,10 @@ std::vector<PhaseResult> RoundLog::phases(std::size_t method, const MethodResult
   for (const auto& [placement, log] : methods_[method]) {
     const auto add = [&](const char* phase, const auto& value) {
       values.clear();
-      for (const StepSample& sample : log.samples)
-        if (const double us = value(sample); us >= 0) values.push_back(us);
+      for (const StepSample& sample : log.samples) {
+        const double us = value(sample);
+        if (us >= 0) values.push_back(us);
+      }
       if (values.empty()) return;
       results.push_back(
           {.placement = placement, .phase = phase, .rounds = log.rounds, .us = summarize(values)});

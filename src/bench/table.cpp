@@ -119,9 +119,9 @@ std::string format_point(const PointResult& result) {
     }
     // What this build lacks is the same at every point: --list and the files say it.
     if (method.status == "skipped" && method.reason.starts_with("this build has no")) continue;
-    std::string line = fmt::format("  {} {}: {}\n", method.name, method.status, method.reason);
+    const std::string line = fmt::format("  {} {}: {}\n", method.name, method.status, method.reason);
     // The candidates of a floor are often left out together.
-    if (text.find(line) == std::string::npos) text += std::move(line);
+    if (text.find(line) == std::string::npos) text += line;
   }
   return text;
 }

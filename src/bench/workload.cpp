@@ -120,7 +120,7 @@ const float* Workload::token_scales(std::int32_t group, std::int64_t t) const no
 }
 
 std::int64_t Workload::sent_rows(std::int32_t source, std::int32_t owner) const {
-  return sent_[static_cast<std::size_t>(source * point_.ranks + owner)];
+  return sent_[static_cast<std::size_t>(std::int64_t{source} * point_.ranks + owner)];
 }
 
 std::int64_t Workload::returned_rows(std::int32_t owner, std::int32_t rank) const {

@@ -109,6 +109,10 @@ void PackedMethod::unpack() {
   const auto local_expert = [&](const std::byte* at) {
     std::int32_t local = 0;
     std::memcpy(&local, at + row_bytes + scale_bytes, sizeof local);
+    // Bytes that never came are poison; they must fail the check, not this process.
+    if (local < 0 || local >= local_experts_)
+      throw Error(Errc::check_failed, fmt::format("rank {} got an item for its local expert {}; it has {}",
+                                                  rank_, local, local_experts_));
     return static_cast<std::size_t>(local);
   };
   std::fill(cursor_.begin(), cursor_.end(), 0);
@@ -236,6 +240,13 @@ void PackedMethod::poison() {
   for (const PrivateBuffer* buffer :
        {&memory_.pack, &memory_.receive, &memory_.rows, &memory_.outputs, &memory_.combined})
     if (buffer->bytes() > 0) std::memset(buffer->data(), 0xff, static_cast<std::size_t>(buffer->bytes()));
+  // What peers put here or pull from here; the signals of all methods, which only grow, lie in front.
+  const std::int64_t signals = 2 * ranks_ * kSignalStride;
+  if (memory_.region.bytes > signals)
+    std::memset(memory_.region.local + signals, 0xff,
+                static_cast<std::size_t>(memory_.region.bytes - signals));
+  if (memory_.collectives != nullptr)
+    std::memset(memory_.collectives->send_buffer(), 0xff, static_cast<std::size_t>(memory_.sizes.collective));
 }
 
 namespace {

@@ -29,7 +29,7 @@ class PrivateBuffer {
 class SharedMemory {
  public:
   /// Collective.
-  SharedMemory(Transport& transport, const Workload& workload, const SharedSizes& sizes,
+  SharedMemory(Transport& transport, const Workload& workload, const SharedSizes& wanted,
                std::chrono::milliseconds deadline);
 
   /// Tokens of this rank's group in private memory, [T, H] dense.

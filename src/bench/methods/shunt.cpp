@@ -112,6 +112,8 @@ class ShuntMethod final : public Method {
     const MutableRows output = all_to_all_.expert_output();
     for (std::int64_t row = 0; row < rows; ++row)
       std::memset(output.row(row), 0xff, static_cast<std::size_t>(workload_.out_row_bytes()));
+    if (auto* scales = const_cast<void*>(received_.scales); scales != nullptr)
+      std::memset(scales, 0xff, static_cast<std::size_t>(rows * workload_.scale_bytes()));
     // The rows are the object's own memory, read-only to callers only so that they do not spoil a step;
     // between steps nobody reads them. Views point to tokens, which must stay.
     for (std::int64_t row = 0; row < rows && received_.rows.data != nullptr; ++row)
@@ -122,8 +124,6 @@ class ShuntMethod final : public Method {
   [[nodiscard]] std::span<std::byte> own_tokens() override {
     return {all_to_all_.token_buffer().data, static_cast<std::size_t>(tokens_ * workload_.row_bytes())};
   }
-
-  [[nodiscard]] int buffer_generations() const noexcept override { return 2; }
 
  private:
   /// visit(local expert, row, elements, scales) for every row that carries a token.

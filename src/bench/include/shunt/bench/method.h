@@ -64,8 +64,6 @@ class Method {
   /// tokens that nobody had written since the last step would still lie in the peers' caches. Empty for a
   /// floor that moves no tokens.
   [[nodiscard]] virtual std::span<std::byte> own_tokens() { return {}; }
-  /// Iterations after which the first output memory is used again.
-  [[nodiscard]] virtual int buffer_generations() const noexcept { return 1; }
   [[nodiscard]] const InnerTimes& inner_times() const noexcept { return inner_; }
 
  protected:
