@@ -111,10 +111,9 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
         continue;
       }
       std::int32_t row = 0;
-      std::memcpy(
-          &row,
-          position_slot(world.rank, *owner) + sizeof(std::uint64_t) + cursor[at(*owner)]++ * sizeof(row),
-          sizeof(row));
+      const auto index = static_cast<std::size_t>(cursor[at(*owner)]++);
+      std::memcpy(&row, position_slot(world.rank, *owner) + sizeof(std::uint64_t) + index * sizeof(row),
+                  sizeof(row));
       rows[at(k)] = peers[at(*owner)] + plan.output_offset + row * plan.output_row_bytes;
       prefetch_to_read(rows[at(k)], kAhead);
     }
