@@ -14,6 +14,14 @@ struct Entry {
   double total = 0;
   MethodKind kind = MethodKind::rows;
   double moved = 0;  ///< dispatch + combine
+  double low = 0;    ///< 95 % interval of the median total
+  double high = 0;
+};
+
+/// Which points of a series the comparison holds for.
+struct Coverage {
+  std::size_t asked = 0;
+  std::vector<std::int64_t> too_few;  ///< Token counts without the rounds that a comparison needs
 };
 
 /// Methods of one kind that may be compared, fastest first.
@@ -25,9 +33,13 @@ std::vector<Entry> ranking(const PointResult& result, const std::string& placeme
     if (rows_only && method.kind != MethodKind::rows) continue;
     const PhaseResult* total = method.find(placement, "total");
     if (total == nullptr || total->rounds < min_rounds) continue;
-    entries.push_back(
-        {method.name, total->us.median, method.kind,
-         method.find(placement, "dispatch")->us.median + method.find(placement, "combine")->us.median});
+    entries.push_back({.name = method.name,
+                       .total = total->us.median,
+                       .kind = method.kind,
+                       .moved = method.find(placement, "dispatch")->us.median +
+                                method.find(placement, "combine")->us.median,
+                       .low = total->us.median_low,
+                       .high = total->us.median_high});
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.total < b.total; });
   return entries;
@@ -48,17 +60,36 @@ std::string range(std::vector<double> values) {
   return low == high ? low : low + " to " + high;
 }
 
-/// "shunt (all 7 token counts)" or "shunt (1, 4), dense (8)".
-std::string winners(const std::vector<std::pair<std::string, std::int64_t>>& wins) {
+/// "shunt (at all 7 token counts)", "shunt (at 1, 4 tokens), dense (at 8 tokens)" or, where some lack rounds,
+/// "shunt (at 3 of 7 token counts; too few rounds at 16, 32)".
+std::string winners(const std::vector<std::pair<std::string, std::int64_t>>& wins, const Coverage& coverage) {
   std::map<std::string, std::vector<std::int64_t>> by_name;
   for (const auto& [name, tokens] : wins) by_name[name].push_back(tokens);
-  if (by_name.size() == 1)
-    return wins.size() == 1 ? fmt::format("{}", wins[0].first)
-                            : fmt::format("{} (at all {} token counts)", wins[0].first, wins.size());
+  const std::string lacking =
+      coverage.too_few.empty() ? "" : fmt::format("too few rounds at {}", fmt::join(coverage.too_few, ", "));
+  if (by_name.size() == 1) {
+    const std::string& name = wins[0].first;
+    if (!lacking.empty())
+      return fmt::format("{} (at {} of {} token counts; {})", name, wins.size(), coverage.asked, lacking);
+    return wins.size() == 1 ? name : fmt::format("{} (at all {} token counts)", name, wins.size());
+  }
   std::vector<std::string> parts;
   for (const auto& [name, tokens] : by_name)
     parts.push_back(fmt::format("{} (at {} tokens)", name, fmt::join(tokens, ", ")));
+  if (!lacking.empty()) parts.push_back(lacking);
   return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+/// Lead over the next best, as far as the intervals of the medians show one.
+std::string lead(const std::vector<double>& ahead, const std::vector<std::int64_t>& undecided,
+                 const std::vector<std::string>& next_best) {
+  const std::string others = fmt::format("{}", fmt::join(next_best, ", "));
+  if (ahead.empty())
+    return undecided.empty() ? "" : fmt::format(", but no difference to the next best ({}) is shown", others);
+  std::string text = fmt::format(", {} times faster than the next best ({})", range(ahead), others);
+  if (!undecided.empty())
+    text += fmt::format(", no difference shown at {} tokens", fmt::join(undecided, ", "));
+  return text;
 }
 
 /// Rounds of the class that a point's table shows: of the method with fewest.
@@ -84,14 +115,17 @@ std::string conclude(const std::vector<const PointResult*>& results) {
   std::vector<double> view_ahead;
   std::vector<double> above_floor;
   std::vector<double> view_above_floor;
+  std::vector<std::int64_t> undecided;
   std::vector<std::string> next_best;
   std::vector<std::string> placements;
+  Coverage coverage{.asked = results.size(), .too_few = {}};
   for (const PointResult* result : results) {
     const std::string placement = result->main_placement();
     const std::int64_t min_rounds = enough ? result->required_rounds : 1;
     if (!enough) fewest = std::min(fewest, fewest_rounds(*result));
     const std::vector<Entry> rows = ranking(*result, placement, true, min_rounds);
     const std::vector<Entry> all = ranking(*result, placement, false, min_rounds);
+    if (rows.empty()) coverage.too_few.push_back(result->point.tokens);
     if (all.empty()) continue;
     if (std::find(placements.begin(), placements.end(), placement) == placements.end())
       placements.push_back(placement);
@@ -101,7 +135,10 @@ std::string conclude(const std::vector<const PointResult*>& results) {
       if (floor > 0) above_floor.push_back(rows[0].moved / floor);
     }
     if (rows.size() > 1 && rows[0].total > 0) {
-      ahead.push_back(rows[1].total / rows[0].total);
+      if (rows[0].high >= rows[1].low)
+        undecided.push_back(result->point.tokens);
+      else
+        ahead.push_back(rows[1].total / rows[0].total);
       if (std::find(next_best.begin(), next_best.end(), rows[1].name) == next_best.end())
         next_best.push_back(rows[1].name);
     }
@@ -125,10 +162,8 @@ std::string conclude(const std::vector<const PointResult*>& results) {
         "--max-seconds): ",
         results.front()->required_rounds, fewest);
   if (!row_wins.empty()) {
-    text += fmt::format("the fastest method that delivers rows is {}", winners(row_wins));
-    if (!ahead.empty())
-      text +=
-          fmt::format(", {} times faster than the next best ({})", range(ahead), fmt::join(next_best, ", "));
+    text += fmt::format("the fastest method that delivers rows is {}", winners(row_wins, coverage));
+    text += lead(ahead, undecided, next_best);
     if (!above_floor.empty())
       text += fmt::format("; its dispatch and combine together take {} times the floor (xcopy + reduce)",
                           range(above_floor));

@@ -1,4 +1,4 @@
-#include <fmt/format.h>
+#include <algorithm>
 
 #include <shunt/bench/report.h>
 
@@ -19,16 +19,24 @@ std::int64_t phase_bytes(const PointResult& result, const MethodResult& method, 
   return phase == "total" ? result.dispatch_bytes + result.combine_bytes : 0;
 }
 
+/// Whether one block at least was kept; inner phases may come from blocks of their own.
+bool was_seen(const MethodResult& method) {
+  return std::any_of(method.phases.begin(), method.phases.end(), [](const PhaseResult& phase) {
+    return phase.phase == "dispatch" || phase.phase == "combine";
+  });
+}
+
 Record base_record(const PointResult& result, const MethodResult& method, std::string_view transport,
                    const std::string& phase) {
   const Point& point = result.point;
+  const bool unseen = method.status == "ok" && !was_seen(method);
   Record record("result");
   record.set("bench", "alltoall")
       .set("method", method.name)
       .set("variant", method.variant)
       .set("phase", phase)
-      .set("status", method.status)
-      .set("reason", method.reason)
+      .set("status", unseen ? "skipped" : method.status)
+      .set("reason", unseen ? "no block kept" : method.reason)
       .set("correct", method.correct)
       .set("transport", std::string(transport))
       .set("ranks", std::int64_t{point.ranks})
@@ -51,7 +59,7 @@ Record base_record(const PointResult& result, const MethodResult& method, std::s
 std::vector<Record> result_records(const PointResult& result, std::string_view transport) {
   std::vector<Record> records;
   for (const MethodResult& method : result.methods) {
-    if (method.status != "ok") {
+    if (method.status != "ok" || !was_seen(method)) {
       Record record = base_record(result, method, transport, "total");
       record.set("placement", RecordValue{}).set("rounds", RecordValue(std::int64_t{0}));
       for (const char* key : {"median_us", "p90_us", "p99_us", "min_us", "max_us"})

@@ -152,6 +152,22 @@ TEST(RecordsTest, HoldEveryKeyOfTheFormat) {
   EXPECT_NE(records.back().to_json().find(R"("status":"skipped")"), std::string::npos);
 }
 
+TEST(RecordsTest, HoldOneSkippedRecordWhereNoBlockWasKept) {
+  PointResult result = small_result();
+  result.methods[0].phases = {phase("same_l3", "route", 1)};  // an inner phase has blocks of its own
+  result.methods[1].phases.clear();
+  std::vector<std::string> lines;
+  for (const Record& record : result_records(result, "shm"))
+    if (const std::string line = record.to_json(); line.find("\"method\":\"shunt") != std::string::npos)
+      lines.push_back(line);
+  ASSERT_EQ(lines.size(), 2U);
+  for (const std::string& line : lines) {
+    EXPECT_NE(line.find(R"("phase":"total","status":"skipped","reason":"no block kept")"), std::string::npos)
+        << line;
+    EXPECT_NE(line.find(R"("median_us":null)"), std::string::npos) << line;
+  }
+}
+
 TEST(ConclusionTest, NamesTheFastestWithItsLeadAndTheFloor) {
   std::vector<PointResult> results{small_result()};
   MethodResult reduce = method("reduce", MethodKind::floor, 0, 2);
@@ -172,6 +188,39 @@ TEST(ConclusionTest, CallsItAHintWithTooFewRounds) {
   results[0].required_rounds = 11;
   EXPECT_NE(format_conclusion(results).find("no class had the 11 rounds that a comparison needs"),
             std::string::npos);
+}
+
+TEST(ConclusionTest, SaysWhichTokenCountsLackRounds) {
+  std::vector<PointResult> results(3, small_result());
+  results[1].point.tokens = 16;
+  results[2].point.tokens = 32;
+  EXPECT_NE(format_conclusion(results).find("shunt (at all 3 token counts)"), std::string::npos);
+  for (std::size_t i = 1; i < 3; ++i)
+    for (MethodResult& one : results[i].methods)
+      for (PhaseResult& part : one.phases) part.rounds = 9;
+  const std::string text = format_conclusion(results);
+  EXPECT_NE(text.find("shunt (at 1 of 3 token counts; too few rounds at 16, 32), 2.00 times faster"),
+            std::string::npos)
+      << text;
+}
+
+TEST(ConclusionTest, ShowsNoLeadWhereIntervalsOverlap) {
+  std::vector<PointResult> results(2, small_result());
+  results[1].point.tokens = 16;
+  const auto total_of = [&](std::size_t point, std::size_t method) -> SampleSummary& {
+    return results[point].methods[method].phases[3].us;
+  };
+  total_of(1, 0).median_high = 9;
+  total_of(1, 2).median_low = 8;
+  const std::string some = format_conclusion(results);
+  EXPECT_NE(some.find("2.00 times faster than the next best (simd/put), no difference shown at 16 tokens"),
+            std::string::npos)
+      << some;
+  total_of(0, 0).median_high = 8;
+  total_of(0, 2).median_low = 8;
+  const std::string none = format_conclusion(results);
+  EXPECT_NE(none.find("but no difference to the next best (simd/put) is shown"), std::string::npos) << none;
+  EXPECT_EQ(none.find("times faster than"), std::string::npos) << none;
 }
 
 TEST(TableTest, ShowsFloorsUnseenClassesAndFailures) {
