@@ -57,7 +57,9 @@ std::vector<PhaseResult> RoundLog::phases(std::size_t method, const MethodResult
                                           bool inner) const {
   std::vector<PhaseResult> results;
   std::vector<double> values;
-  for (const auto& [placement, log] : methods_[method]) {
+  for (const auto& in_class : methods_[method]) {
+    const std::string& placement = in_class.first;
+    const ClassLog& log = in_class.second;
     const auto add = [&](const char* phase, const auto& value) {
       values.clear();
       for (const StepSample& sample : log.samples) {
