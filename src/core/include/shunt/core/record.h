@@ -19,6 +19,10 @@ class Record {
   explicit Record(std::string_view kind);  ///< First key is "record".
   Record& set(std::string_view key, RecordValue value);
   Record& set(std::string_view key, const char* value) { return set(key, RecordValue(std::string(value))); }
+  // Without these a constant 0 would be taken for a null const char*.
+  Record& set(std::string_view key, std::int64_t value) { return set(key, RecordValue(value)); }
+  Record& set(std::string_view key, double value) { return set(key, RecordValue(value)); }
+  Record& set(std::string_view key, bool value) { return set(key, RecordValue(value)); }
   /// Null where the key is absent.
   [[nodiscard]] const RecordValue* find(std::string_view key) const noexcept;
   [[nodiscard]] const std::vector<std::pair<std::string, RecordValue>>& fields() const noexcept {
