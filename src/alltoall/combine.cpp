@@ -16,10 +16,6 @@ namespace {
 /// Bytes of each row to ask for: K rows at once, few lines of each.
 constexpr std::int64_t kAhead = 256;
 
-std::size_t at(std::int64_t index) {
-  return static_cast<std::size_t>(index);
-}
-
 }  // namespace
 
 void AllToAll::Impl::combine_send(Rows results) {

@@ -12,10 +12,6 @@
 namespace shunt {
 namespace {
 
-std::size_t at(std::int64_t index) {
-  return static_cast<std::size_t>(index);
-}
-
 Entry read_entry(const std::byte* entries, std::int64_t index) {
   Entry entry;
   std::memcpy(&entry, entries + index * static_cast<std::int64_t>(sizeof(Entry)), sizeof(Entry));

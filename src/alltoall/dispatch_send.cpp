@@ -12,10 +12,6 @@
 namespace shunt {
 namespace {
 
-std::size_t at(std::int64_t index) {
-  return static_cast<std::size_t>(index);
-}
-
 /// FNV-1a over 8 bytes at a time: for telling replicas apart, not for security.
 std::uint64_t hash_bytes(std::uint64_t hash, const void* data, std::int64_t bytes) {
   const auto* p = static_cast<const std::byte*>(data);

@@ -21,6 +21,11 @@ namespace shunt {
 /// own set-up.
 inline constexpr std::chrono::milliseconds kSetupDeadline{60'000};
 
+/// Sizes and offsets are std::int64_t; containers want std::size_t.
+[[nodiscard]] inline std::size_t at(std::int64_t index) noexcept {
+  return static_cast<std::size_t>(index);
+}
+
 /// State of one AllToAll. The protocol and why its buffers need no second copy: docs/architecture.md, "The
 /// step".
 struct AllToAll::Impl {
