@@ -164,7 +164,8 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks) {
   return p;
 }
 
-WorkspaceSize workspace_size(const AllToAllConfig& config, std::int32_t num_ranks) {
+WorkspaceSize workspace_size(const AllToAllConfig& config, std::int32_t num_ranks,
+                             std::span<const std::int32_t>) {
   if (num_ranks < 1)
     throw Error(Errc::invalid_argument, fmt::format("{} ranks; at least 1 is needed", num_ranks));
   check_config(config, num_ranks);

@@ -16,6 +16,8 @@ const char* errc_name(Errc code) noexcept {
       return "timeout";
     case Errc::peer_lost:
       return "peer_lost";
+    case Errc::peer_masked:
+      return "peer_masked";
     case Errc::unavailable:
       return "unavailable";
     case Errc::io:

@@ -31,7 +31,7 @@ using shm::ShmTransport;
 
 constexpr std::int32_t kMostRanks = 1024;
 
-struct Launch {
+struct LocalRun {
   const LaunchOptions& options;
   const std::function<int(Transport&)>& body;
   Segment& segment;
@@ -51,7 +51,7 @@ struct Launch {
   return cpus;
 }
 
-void pin(const Launch& launch, std::int32_t rank) {
+void pin(const LocalRun& launch, std::int32_t rank) {
   if (launch.cpus.empty()) throw Error(Errc::unavailable, "pin: the CPUs of this process could not be read");
   const int cpu = launch.cpus[static_cast<std::size_t>(rank) % launch.cpus.size()];
   cpu_set_t set;
@@ -64,7 +64,7 @@ void pin(const Launch& launch, std::int32_t rank) {
 }
 
 /// Runs one rank in this process or thread and leaves its end in its slot.
-void run_rank(const Launch& launch, std::int32_t rank) {
+void run_rank(const LocalRun& launch, std::int32_t rank) {
   RankSlot& slot = launch.segment.slot(rank);
   const auto fail = [&](int status, const char* message) {
     const std::size_t bytes = std::min<std::size_t>(std::strlen(message), shm::kMessageBytes);
@@ -100,7 +100,7 @@ void run_rank(const Launch& launch, std::int32_t rank) {
           .message = std::string(slot.message, static_cast<std::size_t>(slot.message_bytes))};
 }
 
-std::vector<RankOutcome> run_threads(const Launch& launch) {
+std::vector<RankOutcome> run_threads(const LocalRun& launch) {
   std::vector<std::thread> threads;
   std::string failure;
   for (std::int32_t rank = 0; rank < launch.options.ranks; ++rank) {
@@ -127,7 +127,7 @@ std::vector<RankOutcome> run_threads(const Launch& launch) {
 /// The forked ranks as their parent sees them.
 class Children {
  public:
-  explicit Children(const Launch& launch) : launch_(launch), outcomes_(count()) {}
+  explicit Children(const LocalRun& launch) : launch_(launch), outcomes_(count()) {}
   /// Kills what still runs: on an error here no rank is left behind.
   ~Children() {
     for (const Child& child : children_) {
@@ -157,7 +157,7 @@ class Children {
   [[nodiscard]] bool reap(std::int32_t rank);
   void end_stopped();
 
-  const Launch& launch_;
+  const LocalRun& launch_;
   std::vector<Child> children_;
   std::vector<RankOutcome> outcomes_;
 };
@@ -285,7 +285,7 @@ void check(const LaunchOptions& options) {
 std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body) {
   check(options);
   Segment segment(options.ranks);
-  const Launch launch{.options = options,
+  const LocalRun launch{.options = options,
                       .body = body,
                       .segment = segment,
                       .start = Clock::now() + options.start_deadline,

@@ -196,4 +196,9 @@ std::uint64_t ShmTransport::wait_signal(const SymmetricBuffer& buffer, std::int6
   return waiter_.wait(signal_target(buffer, world_.rank, signal_offset), value, deadline, site);
 }
 
+std::uint64_t ShmTransport::poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) {
+  std::byte* word = signal_target(buffer, world_.rank, signal_offset);
+  return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(word)).load(std::memory_order_acquire);
+}
+
 }  // namespace shunt::shm

@@ -17,7 +17,7 @@ class ShmTransport final : public Transport {
 
   [[nodiscard]] std::string_view name() const noexcept override { return "shm"; }
   [[nodiscard]] Capabilities capabilities() const noexcept override {
-    return {.ordered = true, .load_store = true, .device_memory = false};
+    return {.ordered = true, .load_store = true};
   }
   SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override;
   void release(SymmetricBuffer& buffer) noexcept override;
@@ -31,6 +31,7 @@ class ShmTransport final : public Transport {
               std::uint64_t value) override;
   std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
                             Deadline deadline, const WaitSite& site) override;
+  std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
   void fence() override {}
   void quiet() override {}
 

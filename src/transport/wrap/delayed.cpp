@@ -29,7 +29,9 @@ class Delayed final : public Transport {
   [[nodiscard]] Capabilities capabilities() const noexcept override {
     Capabilities result = inner_.capabilities();
     result.ordered = result.ordered && !options_.reorder;
-    result.load_store = result.load_store && !options_.hide_load_store;
+    const bool some_hidden =
+        options_.hide_load_store || (options_.hide_other_nodes && world_.num_nodes() > 1);
+    result.load_store = result.load_store && !some_hidden;
     return result;
   }
   SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override {
@@ -43,7 +45,7 @@ class Delayed final : public Transport {
   }
   [[nodiscard]] std::byte* peer_pointer(const SymmetricBuffer& buffer,
                                         std::int32_t peer) const noexcept override {
-    return options_.hide_load_store && peer != world_.rank ? nullptr : inner_.peer_pointer(buffer, peer);
+    return hidden(peer) ? nullptr : inner_.peer_pointer(buffer, peer);
   }
   void put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
            std::int64_t bytes) override {
@@ -70,6 +72,16 @@ class Delayed final : public Transport {
   }
   std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
                             Deadline deadline, const WaitSite& site) override;
+  std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override {
+    release_due(Clock::now());
+    return inner_.poll_signal(buffer, signal_offset);
+  }
+  void exclude(std::span<const std::int32_t> ranks) override {
+    inner_.exclude(ranks);
+    excluded_.resize(static_cast<std::size_t>(world_.size));
+    for (std::int32_t rank = 0; rank < world_.size; ++rank)
+      excluded_[static_cast<std::size_t>(rank)] = inner_.excluded(rank) ? 1 : 0;
+  }
   void fence() override {
     ++fences_;
     inner_.fence();
@@ -93,6 +105,10 @@ class Delayed final : public Transport {
     std::vector<std::byte> payload = {};
   };
 
+  [[nodiscard]] bool hidden(std::int32_t peer) const noexcept {
+    if (peer == world_.rank || peer < 0 || peer >= world_.size) return false;
+    return options_.hide_load_store || (options_.hide_other_nodes && world_.node_of(peer) != world_.node);
+  }
   void check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, std::int64_t bytes) const;
   void hold(Operation operation, const void* from, std::int64_t bytes);
   [[nodiscard]] Clock::duration random_delay();

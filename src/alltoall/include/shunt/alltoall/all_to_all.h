@@ -32,7 +32,8 @@ struct TokenInput {
   const void* scales =
       nullptr;  ///< [T, ceil(H / scale_block)] dense, for tokens that are already fp8 with scales
   const std::int32_t* live_tokens =
-      nullptr;  ///< Where not null, read at the call: only the first *live_tokens count
+      nullptr;                     ///< Where not null, read at the call: only the first *live_tokens count
+  const float* weights = nullptr;  ///< [T, K] dense, those of combine_recv; with config.presum only
 };
 
 /// Result of the last step on this rank.
@@ -50,6 +51,10 @@ struct ByteCounters {
   std::int64_t staged_tokens = 0;   ///< Copied (or quantised) because tokens did not lie in token_buffer()
   std::int64_t staged_outputs = 0;  ///< Copied because results did not lie in expert_output()
   std::int64_t moved_rows = 0;      ///< Payload and scales written to rows
+  // To ranks whose memory cannot be loaded, as handed to the transport:
+  std::int64_t crossed_rows = 0;      ///< Tokens and their scales in dispatch
+  std::int64_t crossed_results = 0;   ///< Expert results, or partial sums, in combine
+  std::int64_t crossed_messages = 0;  ///< Headers, entries, weights and checksums of both
 };
 
 /// Moves tokens to their experts and returns the weighted results. One step, in this order on every rank: dispatch_send,
@@ -62,13 +67,16 @@ struct ByteCounters {
 ///            every rank makes the calls of all objects of that transport in the same order.
 /// Errors:    shunt::Error. invalid_argument and invalid_state: nothing moved, object usable, with the two exceptions
 ///            named at dispatch_recv and combine_recv. overflow: see dispatch_recv. timeout or peer_lost: names rank,
-///            peer and phase; the object is dead and may only be destroyed.
+///            peer and phase; the object is dead and may only be destroyed. With on_peer_loss = mask instead
+///            peer_masked, on every survivor in the same step, from whichever call it is in: the step is void and its
+///            receipts used up; repeat it from dispatch_send. The lost ranks' experts contribute nothing to it (the row
+///            of such a k is left out, weights are not renormalised) and alive() says who is left.
 class AllToAll {
  public:
   /// Collective. Checks and compares the config on all ranks and allocates everything; no later call allocates.
   /// Errors: invalid_argument names the field and its range, or the rank whose config differs; out_of_memory says how
-  ///         many bytes are needed and that max_tokens, max_recv_rows or the layout reduce them; unavailable where the
-  ///         transport has no load/store peers; timeout and peer_lost. Nothing stays allocated.
+  ///         many bytes are needed and that max_tokens, max_recv_rows or the layout reduce them; unavailable where
+  ///         on_peer_loss asks for a mask and the transport cannot; timeout and peer_lost. Nothing stays allocated.
   /// Cost:   pages of the whole workspace; with Movement::automatic also up to 6 sizes x 3 ways x 5 tries of moving rows
   ///         within the workspace (nothing below 2 MiB in flight, a fifth of a second at 128 MiB).
   AllToAll(Transport& transport, const AllToAllConfig& config);
@@ -121,6 +129,8 @@ class AllToAll {
   void combine_recv(Sent<Half::combine>&& sent, View2<const float> weights, MutableRows out,
                     bool accumulate = false);
 
+  /// [R] 1 for every rank that takes part; 0 for those masked.
+  [[nodiscard]] View1<const std::uint8_t> alive() const noexcept;
   [[nodiscard]] std::int64_t max_rows() const noexcept;         ///< Upper bound of W on this rank
   [[nodiscard]] std::int64_t workspace_bytes() const noexcept;  ///< Symmetric memory held by this rank
 

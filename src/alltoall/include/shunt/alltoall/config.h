@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <span>
 
 #include <shunt/core/dtype.h>
 #include <shunt/layout/slots.h>
@@ -27,6 +28,19 @@ enum class Movement : std::uint8_t {
   pull,       ///< The owner copies from the source's tokens.
   push,       ///< The owner tells the source where the rows go; the source copies them there.
   push_streaming,  ///< The same with stores past the caches.
+};
+
+/// How rows cross to ranks whose memory cannot be loaded.
+enum class Path : std::uint8_t {
+  automatic,     ///< hierarchical where some node has several ranks, else flat
+  flat,          ///< A token goes once to each rank that has experts of it.
+  hierarchical,  ///< A token goes once to each node that has experts of it; its ranks read it there.
+};
+
+/// What happens when a rank is lost.
+enum class PeerLoss : std::uint8_t {
+  fail,  ///< The object is dead; the error names rank, peer and phase.
+  mask,  ///< Survivors go on without it: Errc::peer_masked voids the step, which the caller repeats.
 };
 
 /// Fixed for the life of an AllToAll. Ranks must pass equal values; the constructor compares them.
@@ -60,6 +74,17 @@ struct AllToAllConfig {
   /// bound makes the workspace smaller and lets dispatch_recv fail with Errc::overflow. Packed layout only.
   std::int64_t max_recv_rows = -1;
 
+  Path path = Path::automatic;
+  /// Expert rows are summed on the rank (flat) or node (hierarchical) they come from before they cross, in k
+  /// order in fp32, weighted, rounded once to expert_dtype; the sum at home then adds these partial rows with
+  /// weight 1, in rank or node order, after the rows that were reached by load. Fewer bytes, other rounding.
+  /// Needs TokenInput::weights; dp_size 1.
+  bool presum = false;
+  PeerLoss on_peer_loss = PeerLoss::fail;
+  /// Rows, announcements and results that cross by put carry a checksum; a difference raises check_failed
+  /// naming source, step and phase, and the object is dead.
+  bool check_messages = false;
+
   bool counts_by_group = false;  ///< Fill Received::counts_by_group
   bool record_waits = false;     ///< Fill wait_ns() and step_times(); costs some clock reads per call
   bool check_replicas = false;   ///< Compare a hash of ids and tokens within each group; a difference raises
@@ -74,11 +99,14 @@ struct WorkspaceSize {
   std::int64_t outputs = 0;   ///< Expert results
   std::int64_t tokens = 0;    ///< Token buffer and scales
   std::int64_t messages = 0;  ///< Announcements and positions, all peers
-  [[nodiscard]] std::int64_t total() const noexcept { return rows + outputs + tokens + messages; }
+  std::int64_t network = 0;   ///< Where tokens and results from other nodes land
+  [[nodiscard]] std::int64_t total() const noexcept { return rows + outputs + tokens + messages + network; }
 };
 
-/// The size above, without allocating.
+/// The size above, without allocating. `node_of` [R] names the node of every rank; empty: all reach each
+/// other's memory.
 /// Errors: Errc::invalid_argument as the constructor of AllToAll.
-[[nodiscard]] WorkspaceSize workspace_size(const AllToAllConfig& config, std::int32_t num_ranks);
+[[nodiscard]] WorkspaceSize workspace_size(const AllToAllConfig& config, std::int32_t num_ranks,
+                                           std::span<const std::int32_t> node_of = {});
 
 }  // namespace shunt

@@ -65,6 +65,17 @@ class Method {
   /// floor that moves no tokens.
   [[nodiscard]] virtual std::span<std::byte> own_tokens() { return {}; }
   [[nodiscard]] const InnerTimes& inner_times() const noexcept { return inner_; }
+  /// Begin and end of the phase just done, in nanoseconds of the steady clock, for a method that works in
+  /// another process and measures there; {0, 0}: the harness's own stamps around the call count.
+  struct Span {
+    std::int64_t begin_ns = 0;
+    std::int64_t end_ns = 0;
+  };
+  [[nodiscard]] virtual Span own_span() const noexcept { return {}; }
+  /// Before the first and after the last iteration of a block, all ranks having met: a helper process may wait
+  /// busily in between and must sleep outside.
+  virtual void begin_block() {}
+  virtual void end_block() {}
 
  protected:
   Method() { inner_.fill(-1); }

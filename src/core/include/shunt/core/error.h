@@ -13,6 +13,7 @@ enum class Errc {
   overflow,          ///< A rank would receive more rows than `max_recv_rows`; the step is void on every rank.
   timeout,           ///< A peer did not answer before the deadline. The object is dead.
   peer_lost,         ///< A peer's process ended. The object is dead.
+  peer_masked,       ///< A peer was lost and masked; the step is void on every survivor and must be repeated.
   unavailable,       ///< This machine or build cannot do it; the message gives the reason.
   io,                ///< A file could not be read or written, or its content is malformed.
   check_failed,      ///< A result differs from its reference.

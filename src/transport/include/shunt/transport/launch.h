@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,10 +19,16 @@ enum class RankMode : std::uint8_t {
 };
 
 struct LaunchOptions {
-  std::int32_t ranks = 2;  ///< 1 <= ranks <= 1024
+  std::int32_t ranks = 2;  ///< 1 <= ranks <= 1024; a LaunchSession that joins a job takes the job's number
+  /// Nodes that a machine pretends to be, for tests: ranks are split evenly among them, in rank order, and
+  /// (but on shm, where all memory is one) only ranks of one node reach each other's memory. Divides `ranks`.
+  std::int32_t nodes = 1;
   RankMode mode = RankMode::processes;
-  std::string transport = "shm";                     ///< A name of transport_registry()
+  /// A name of transport_registry(), or "auto": shm on one node; else mpi under an MPI launcher, else ofi.
+  std::string transport = "shm";
+  std::string provider{};  ///< Of ofi, such as "tcp;ofi_rxm", "verbs;ofi_rxm", "efa"; empty: the best one here
   std::chrono::milliseconds start_deadline{30'000};  ///< For all ranks to meet
+  std::chrono::milliseconds stall_deadline{30'000};  ///< Longest a put waits for room towards its peer
   bool pin = false;  ///< Pin rank r to the (r mod cores)-th CPU this process may run on
 };
 
@@ -46,6 +53,59 @@ struct RankOutcome {
 ///            least one of them with an error. A child whose parent dies is killed.
 /// Threads:   call from a single-threaded process (processes mode forks).
 std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
+
+/// How this process came to be part of a job.
+enum class LaunchWay : std::uint8_t {
+  local,  ///< It starts all ranks itself.
+  node,   ///< MASTER_ADDR … without RANK: it starts the ranks of its node.
+  rank,   ///< RANK and LOCAL_RANK, as torchrun sets them: it is one rank.
+  mpi,    ///< mpirun, or srun with PMIx or PMI: it is one rank.
+};
+
+/// What the environment says about the job. Fields that the way does not use are 0.
+struct Launch {
+  LaunchWay way = LaunchWay::local;
+  std::int32_t world_size = 0;  ///< 0 for local; for mpi it is known once a LaunchSession has begun
+  std::int32_t local_size = 0;  ///< node: ranks to start; rank: LOCAL_WORLD_SIZE where set
+  std::int32_t node_rank = 0;   ///< node
+  std::int32_t rank = 0;        ///< rank
+  std::int32_t local_rank = 0;  ///< rank
+  std::string master_addr;      ///< node, rank
+  std::int32_t master_port = 0;
+};
+
+/// Reads how this process was started. `explicit_ranks` > 0 (the user asked for that many local ranks) wins
+/// over the environment; then RANK with LOCAL_RANK; then MASTER_ADDR …; then the variables of MPI and PMIx
+/// launchers (OMPI_COMM_WORLD_SIZE, PMIX_RANK, PMI_RANK with PMI_SIZE).
+/// Errors: Errc::invalid_argument as parse_rank_environment(), naming variable, value and range.
+[[nodiscard]] Launch detect_launch(std::int32_t explicit_ranks,
+                                   const std::function<const char*(const char*)>& get);
+
+/// This process's part in a job, for its whole life: one at a time. All processes of the job make the same
+/// calls in the same order.
+/// Errors: the constructor: Errc::unavailable where the launcher is MPI and this build has none.
+/// Threads: as run_ranks().
+class LaunchSession {
+ public:
+  explicit LaunchSession(const Launch& launch);
+  ~LaunchSession();
+  LaunchSession(const LaunchSession&) = delete;
+  LaunchSession& operator=(const LaunchSession&) = delete;
+
+  [[nodiscard]] LaunchWay way() const noexcept;
+  [[nodiscard]] std::int32_t world_size() const noexcept;  ///< 0 for local: LaunchOptions::ranks decides
+  [[nodiscard]] bool leads() const noexcept;  ///< Is or starts rank 0: the process that prints and writes
+
+  /// As run_ranks(), for the ranks that this process is or starts; their outcomes alone are returned. With
+  /// way() local it is run_ranks(). May be called again and again; each call is a world of its own.
+  /// Ranks that this process is (rank, mpi) run `body` in it. Where they end by an error under MPI, the caller
+  /// must end the process with a status that is not 0, so that the launcher ends the job.
+  std::vector<RankOutcome> run(const LaunchOptions& options, const std::function<int(Transport&)>& body);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 /// The status that says most about the cause, or 0 where every rank succeeded: the first non-zero one of a
 /// rank that did not end by Errc::peer_lost, Errc::timeout or a signal (others may have lost it for that very

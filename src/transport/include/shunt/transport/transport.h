@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
+#include <vector>
 
 #include <shunt/transport/world.h>
 
@@ -17,6 +19,9 @@ struct Capabilities {
   bool ordered = false;        ///< Operations towards one peer take effect in the order they were issued.
   bool load_store = false;     ///< peer_pointer() works for every peer.
   bool device_memory = false;  ///< Symmetric memory lies in GPU memory.
+  bool maskable = false;       ///< exclude() is supported.
+  /// From this size on a put of its own costs less than copying the bytes into a larger put.
+  std::int64_t direct_put_bytes = 0;
 };
 
 /// Handle of memory that every rank allocated together, same size and layout on each. Plain value; the
@@ -47,7 +52,9 @@ using Deadline = Clock::time_point;
 ///            likewise (streaming stores after store_fence() of the pack module). Without `ordered`, two
 ///            put_signal() calls may arrive in either order; writes of one signal word keep theirs.
 /// Threads:   one rank's object is used by one thread at a time.
-/// Errors:    Errc::timeout, Errc::peer_lost: the transport is dead; only destruction is allowed.
+/// Errors:    Errc::timeout, Errc::peer_lost: the transport is dead; only destruction is allowed, or, where it
+///            is maskable, exclude(). A rank that times out tells the others whom it waited for, so that their
+///            errors name the same rank.
 ///            Errc::invalid_argument where bytes or a signal word lie outside the buffer: nothing was moved.
 class Transport {
  public:
@@ -87,10 +94,23 @@ class Transport {
   /// Waits until the own signal word is at least `value` (signed difference) and returns it.
   virtual std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset,
                                     std::uint64_t value, Deadline deadline, const WaitSite& site) = 0;
+  /// The own signal word as it is now. Lets what is under way go on; never waits.
+  /// Errors: none but Errc::invalid_argument: lost peers and accusations are for wait_signal to report.
+  virtual std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) = 0;
   /// Orders this rank's earlier puts to each peer before its later ones.
   virtual void fence() = 0;
   /// Returns when every earlier put has been read out of its source and will arrive without further calls.
   virtual void quiet() = 0;
+
+  /// Local; every survivor makes the same calls. These ranks are gone: operations towards them do nothing, waits
+  /// no longer look at them or at what they were accused of, allocate() and collectives made from now on are
+  /// among the others. Memory allocated before may still be written by an excluded rank that was only slow;
+  /// memory allocated after may not.
+  /// Errors: Errc::unavailable where the transport is not maskable.
+  virtual void exclude(std::span<const std::int32_t> ranks);
+  [[nodiscard]] bool excluded(std::int32_t rank) const noexcept {
+    return !excluded_.empty() && excluded_[static_cast<std::size_t>(rank)] != 0;
+  }
 
   /// Collective. Collectives over this transport; an implementation with better ones of its own overrides
   /// this.
@@ -99,6 +119,7 @@ class Transport {
  protected:
   explicit Transport(const World& world) : world_(world) {}
   World world_;
+  std::vector<std::uint8_t> excluded_ = {};  ///< [R], or empty: nobody is
 };
 
 }  // namespace shunt

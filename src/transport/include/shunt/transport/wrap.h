@@ -15,7 +15,8 @@ struct DelayOptions {
       50};                   ///< Each put, signal and wait is held back by a random time up to this.
   double probability = 0.5;  ///< Share of operations held back.
   bool reorder = true;       ///< Let put_signal()s to one peer, and puts between fences, overtake each other.
-  bool hide_load_store = false;  ///< peer_pointer() of other ranks is null, as on a network.
+  bool hide_load_store = false;   ///< peer_pointer() of other ranks is null, as on a network.
+  bool hide_other_nodes = false;  ///< The same for ranks of other nodes only, as in a cluster.
 };
 
 /// Wraps `inner` so that operations take effect late and, with `reorder`, out of order, as far as the
@@ -27,5 +28,23 @@ struct DelayOptions {
 /// Threads:   as Transport. Held operations are carried out inside later calls of this object (waits included)
 ///            and at the latest in quiet() or the destructor.
 [[nodiscard]] std::unique_ptr<Transport> make_delayed(Transport& inner, const DelayOptions& options);
+
+/// What the faulty wrapper does to payload that passes through put() and put_signal() towards other ranks.
+struct FaultOptions {
+  std::uint64_t seed = 1;
+  double flip_probability = 0;       ///< Share of operations with payload in which one bit arrives wrong
+  double truncate_probability = 0;   ///< Share of them whose last bytes do not arrive
+  std::int64_t skip_operations = 0;  ///< The first operations of this rank pass unharmed
+};
+
+/// Wraps `inner` so that payload arrives damaged, as from broken hardware: for tests of checked modes. Signals
+/// and the wrapper's own peer_pointer() are not touched.
+/// Ownership: `inner` must outlive the wrapper. Threads: as Transport.
+class FaultyTransport : public Transport {
+ public:
+  using Transport::Transport;
+  [[nodiscard]] virtual std::int64_t damaged() const noexcept = 0;  ///< Operations so far that arrived wrong
+};
+[[nodiscard]] std::unique_ptr<FaultyTransport> make_faulty(Transport& inner, const FaultOptions& options);
 
 }  // namespace shunt
