@@ -40,12 +40,46 @@ void write_anew(std::span<std::byte> bytes) {
   }
 }
 
+/// Method::failure() in a form that ranks can gather.
+struct FailureNote {
+  char text[500] = {};
+  bool by_peer = false;
+};
+
+FailureNote note_failure(const Method& method) {
+  const Method::Failure failure = method.failure();
+  FailureNote note{.by_peer = failure.by_peer};
+  failure.text.copy(note.text, sizeof note.text - 1);
+  return note;
+}
+
+/// The text that explains the end of a method best; empty where no rank noted any. `get` takes a note out of
+/// what was gathered.
+template <class Gathered, class Get>
+std::string find_cause(const std::vector<Gathered>& all, const Get& get) {
+  const FailureNote* cause = nullptr;
+  for (const Gathered& one : all)
+    if (const FailureNote& note = get(one);
+        note.text[0] != '\0' && (cause == nullptr || (cause->by_peer && !note.by_peer)))
+      cause = &note;
+  return cause == nullptr ? std::string() : cause->text;
+}
+
+/// Puts the method's own stamps of the phase just done, where it has any, in the place of the harness's.
+void take_own_span(const Method& method, std::int64_t& begin, std::int64_t& end) {
+  const Method::Span span = method.own_span();
+  if (span.end_ns == 0) return;
+  begin = span.begin_ns;
+  end = span.end_ns;
+}
+
 /// What each rank says at the end of a block; rank 0's probes and clock count for all.
 struct BlockNote {
   double before_ns = -1;
   double after_ns = -1;
   std::int64_t now_ns = 0;
   std::int64_t wall_ns = 0;  ///< The timed iterations
+  FailureNote failure;
 };
 
 /// What each rank found in a verified iteration.
@@ -53,7 +87,7 @@ struct Verdict {
   RankStamps stamps;
   std::uint64_t hash = 0;
   bool hashed = false;
-  char wrong[220] = {};
+  FailureNote wrong;
 };
 
 class PointRun {
@@ -174,6 +208,7 @@ class PointRun {
     stamps.dispatch_begin = now_ns();
     method.dispatch();
     stamps.dispatch_end = now_ns();
+    take_own_span(method, stamps.dispatch_begin, stamps.dispatch_end);
     if (verdict != nullptr) {
       meet();  // one-sided methods have delivered only when all have returned
       wrong = spec.kind == MethodKind::floor ? method.check_own() : verifier_.check_rows(method.arrived());
@@ -182,10 +217,12 @@ class PointRun {
     stamps.touch_begin = now_ns();
     method.touch();
     stamps.touch_end = now_ns();
+    take_own_span(method, stamps.touch_begin, stamps.touch_end);
     meet();
     stamps.combine_begin = now_ns();
     method.combine();
     stamps.combine_end = now_ns();
+    take_own_span(method, stamps.combine_begin, stamps.combine_end);
     stamps.inner = method.inner_times();
     // A floor's untimed preparation does not count.
     if (!spec.has_dispatch) {
@@ -200,25 +237,31 @@ class PointRun {
       verdict->hashed = true;
     }
     verdict->stamps = stamps;
-    wrong.copy(verdict->wrong, sizeof verdict->wrong - 1);
+    verdict->wrong = note_failure(method);
+    if (verdict->wrong.text[0] == '\0') wrong.copy(verdict->wrong.text, sizeof verdict->wrong.text - 1);
   }
 
   StepSample verified_iteration(std::size_t i) {
     Verdict mine;
     RankStamps stamps;
+    meet();
+    methods_[i]->begin_block();
     iterate(*methods_[i], plan_.specs[i], stamps, &mine);
+    methods_[i]->end_block();
     const std::vector<Verdict> verdicts = gather(mine);
     MethodResult& result = result_.methods[i];
-    result.correct = true;
     std::vector<std::uint64_t> hashes;
     std::vector<RankStamps> all;
     for (const Verdict& verdict : verdicts) {
       all.push_back(verdict.stamps);
       if (verdict.hashed) hashes.push_back(verdict.hash);
-      if (verdict.wrong[0] == '\0' || !result.correct) continue;
-      result.correct = false;
+    }
+    const std::string wrong =
+        find_cause(verdicts, [](const Verdict& verdict) -> const FailureNote& { return verdict.wrong; });
+    result.correct = wrong.empty();
+    if (!wrong.empty()) {
       result.status = "failed";
-      result.reason = verdict.wrong;
+      result.reason = wrong;
     }
     if (!hashes.empty())
       result.result_hash = fmt::format(
@@ -230,7 +273,10 @@ class PointRun {
   void verify_again(std::size_t i) {
     if (result_.methods[i].status != "ok") return;
     RankStamps unused;
+    meet();
+    methods_[i]->begin_block();
     iterate(*methods_[i], plan_.specs[i], unused, nullptr);
+    methods_[i]->end_block();
     meet();
     methods_[i]->poison();
     verified_iteration(i);
@@ -250,15 +296,26 @@ class PointRun {
     meet();
     BlockNote note;
     note.before_ns = probe_.measure();
+    method.begin_block();
     for (std::int64_t n = 0; n < warmup; ++n) iterate(method, spec, unused, nullptr);
     stamps_.resize(static_cast<std::size_t>(iterations));
     const std::int64_t start = now_ns();
     for (RankStamps& stamps : stamps_) iterate(method, spec, stamps, nullptr);
     note.now_ns = now_ns();
     note.wall_ns = note.now_ns - start;
+    method.end_block();
     meet();
     note.after_ns = probe_.measure();
+    note.failure = note_failure(method);
     const std::vector<BlockNote> notes = gather(note);
+    last_now_ns_ = notes[0].now_ns;
+    const std::string failure =
+        find_cause(notes, [](const BlockNote& one) -> const FailureNote& { return one.failure; });
+    if (!failure.empty()) {
+      result_.methods[i].status = "failed";
+      result_.methods[i].reason = failure;
+      return;
+    }
     gathered_.resize(stamps_.size() * ranks_);
     collectives_->allgather(stamps_.data(), static_cast<std::int64_t>(stamps_.size() * sizeof(RankStamps)),
                             gathered_.data(), settings_.deadline);
@@ -270,7 +327,6 @@ class PointRun {
     }
     log.add(i, notes[0].before_ns, notes[0].after_ns, samples);
     iteration_ns_[i] = static_cast<double>(notes[0].wall_ns) / static_cast<double>(iterations);
-    last_now_ns_ = notes[0].now_ns;
   }
 
   void measure_rounds() {
@@ -285,9 +341,14 @@ class PointRun {
       for (std::size_t n = order.size(); n > 1; --n) std::swap(order[n - 1], order[random.below(n)]);
       for (const std::size_t i : order) {
         measure_block(i, *methods_[i], log_);
+        if (result_.methods[i].status != "ok") methods_[i].reset();
         // The first round is always whole, so that every method has a number.
         if (round > 0 && elapsed(last_now_ns_) > options_.max_seconds * kShareForRounds) return;
       }
+      const auto gone = [this](std::size_t i) { return methods_[i] == nullptr; };
+      active.erase(std::remove_if(active.begin(), active.end(), gone), active.end());
+      order.erase(std::remove_if(order.begin(), order.end(), gone), order.end());
+      if (active.empty()) return;
       if (options_.progress && transport_.world().rank == 0)
         options_.progress(
             std::min(1.0, static_cast<double>(round + 1) / static_cast<double>(options_.rounds)));
@@ -308,7 +369,7 @@ class PointRun {
         plan_.specs[i].make(MethodContext{transport_, workload_, settings, memory_});
     for (std::int64_t round = 0; round < std::min(options_.rounds, kInnerRounds); ++round) {
       measure_block(i, *method, inner_log_);
-      if (elapsed(last_now_ns_) > options_.max_seconds) break;
+      if (result_.methods[i].status != "ok" || elapsed(last_now_ns_) > options_.max_seconds) break;
     }
     meet();
   }

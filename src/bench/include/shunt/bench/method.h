@@ -76,6 +76,13 @@ class Method {
   /// busily in between and must sleep outside.
   virtual void begin_block() {}
   virtual void end_block() {}
+  /// Why this method cannot go on, for one whose work is done by another process. Its phases then return at
+  /// once; the harness asks after each block and drops the method on every rank, and the others go on.
+  struct Failure {
+    std::string text;      ///< Names the rank; empty: nothing is wrong
+    bool by_peer = false;  ///< Only what a failure on another rank led to, so that one explains more
+  };
+  [[nodiscard]] virtual Failure failure() const { return {}; }
 
  protected:
   Method() { inner_.fill(-1); }
