@@ -18,6 +18,7 @@
 #include "channel.h"
 #include "harness.h"
 #include "probe.h"
+#include "rank_failure.h"
 #include "result_files.h"
 
 namespace shunt::bench {
@@ -38,26 +39,6 @@ PlacementThresholds find_thresholds(const AllToAllBenchOptions& options, const H
       Errc::out_of_memory,
       "memory ran out beside the buffers that were checked before; fewer --tokens, --ranks or --methods, or "
       "a smaller --input need less");
-}
-
-/// How well an outcome explains the end of the run, in the order of combined_status().
-int explains(const RankOutcome& outcome) {
-  if (outcome.exit_status == 0) return 0;
-  if (outcome.signal != 0) return 1;
-  return outcome.code == Errc::peer_lost || outcome.code == Errc::timeout ? 2 : 3;
-}
-
-[[noreturn]] void throw_rank_failure(const std::vector<RankOutcome>& outcomes, const Point& point) {
-  const RankOutcome& cause =
-      *std::max_element(outcomes.begin(), outcomes.end(),
-                        [](const RankOutcome& a, const RankOutcome& b) { return explains(a) < explains(b); });
-  const std::string detail = !cause.message.empty() ? cause.message
-                             : cause.signal != 0    ? fmt::format("killed by signal {}", cause.signal)
-                                                    : fmt::format("status {}", cause.exit_status);
-  throw RankFailure(
-      cause.signal != 0 ? Errc::peer_lost : cause.code,
-      fmt::format("{}, {} tokens: rank {} ended: {}", point.preset, point.tokens, cause.rank, detail),
-      cause.exit_status);
 }
 
 /// What a Workload of this point holds. A dump of --input is in memory already when this is asked, so the
@@ -128,7 +109,8 @@ struct PointRunner {
                     }
                     return 0;
                   });
-    if (combined_status(outcomes) != 0) throw_rank_failure(outcomes, point);
+    if (combined_status(outcomes) != 0)
+      throw_rank_failure(outcomes, fmt::format("{}, {} tokens", point.preset, point.tokens));
     return decode_result(channel.read(), point);
   }
 };
