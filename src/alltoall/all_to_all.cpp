@@ -15,24 +15,42 @@ namespace shunt {
 namespace {
 
 /// The config as numbers, in the order of kFieldNames, to compare between ranks.
-constexpr std::array kFieldNames = {"max_tokens",       "num_experts",    "top_k",    "hidden",
-                                    "token_dtype",      "payload",        "scale",    "scale_block",
-                                    "expert_dtype",     "out_dtype",      "dp_size",  "layout",
-                                    "alignment",        "padding",        "delivery", "movement",
-                                    "max_recv_rows",    "check_replicas", "deadline", "push_from_bytes",
-                                    "stream_from_bytes"};
+constexpr std::array kFieldNames = {
+    "max_tokens",        "num_experts",   "top_k",          "hidden",       "token_dtype",
+    "payload",           "scale",         "scale_block",    "expert_dtype", "out_dtype",
+    "dp_size",           "layout",        "alignment",      "padding",      "delivery",
+    "movement",          "max_recv_rows", "check_replicas", "deadline",     "push_from_bytes",
+    "stream_from_bytes", "path",          "presum",         "on_peer_loss", "check_messages"};
 using ConfigNumbers =
     std::array<std::int64_t, kFieldNames.size() + 1>;  // the last one: 1 where the rank refuses it
 
 ConfigNumbers numbers_of(const AllToAllConfig& c, bool refused) {
   const auto n = [](auto value) { return static_cast<std::int64_t>(value); };
-  return {c.max_tokens,       c.num_experts,     c.top_k,
-          c.hidden,           n(c.token_dtype),  n(c.payload),
-          n(c.scale),         c.scale_block,     n(c.expert_dtype),
-          n(c.out_dtype),     c.dp_size,         n(c.layout),
-          c.alignment,        n(c.padding),      n(c.delivery),
-          n(c.movement),      c.max_recv_rows,   n(c.check_replicas),
-          c.deadline.count(), c.push_from_bytes, c.stream_from_bytes,
+  return {c.max_tokens,
+          c.num_experts,
+          c.top_k,
+          c.hidden,
+          n(c.token_dtype),
+          n(c.payload),
+          n(c.scale),
+          c.scale_block,
+          n(c.expert_dtype),
+          n(c.out_dtype),
+          c.dp_size,
+          n(c.layout),
+          c.alignment,
+          n(c.padding),
+          n(c.delivery),
+          n(c.movement),
+          c.max_recv_rows,
+          n(c.check_replicas),
+          c.deadline.count(),
+          c.push_from_bytes,
+          c.stream_from_bytes,
+          n(c.path),
+          n(c.presum),
+          n(c.on_peer_loss),
+          n(c.check_messages),
           n(refused)};
 }
 
@@ -44,15 +62,11 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
       world(transport_in.world()),
       kernels(pack_kernels()),
       buffer(transport_in) {
-  if (!transport.capabilities().load_store)
-    throw Error(Errc::unavailable,
-                fmt::format("AllToAll needs a transport whose peers can be loaded from and stored to; "
-                            "'{}' is not one",
-                            transport.name()));
   compare_configs();
+  find_homes();
   partition = {config.num_experts, world.size};
   slots = slot_layout(config, world.size);
-  plan = plan_buffers(config, world.size);
+  plan = plan_buffers(config, world.size, crossings);
   num_groups = world.size / config.dp_size;
   group = world.rank / config.dp_size;
   member = world.rank % config.dp_size;
@@ -60,6 +74,27 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
   max_rows = rank_max_rows(config, plan, world.size, world.rank);
   allocate();
   if (config.delivery == Delivery::rows && config.movement == Movement::automatic) choose_moves();
+}
+
+/// Which ranks reach each other's memory: all, those of a node, or none. Every rank must come to the same answer, also
+/// where only one of them cannot reach a neighbour.
+void AllToAll::Impl::find_homes() {
+  std::uint8_t reach = 2;  // all
+  if (!transport.capabilities().load_store) {
+    SymmetricBuffer probe =
+        transport.allocate(kSignalStride, "AllToAll probe", Clock::now() + kSetupDeadline);
+    reach = 1;  // the own node's
+    for (std::int32_t rank = 0; rank < world.size; ++rank)
+      if (world.node_of(rank) == world.node && transport.peer_pointer(probe, rank) == nullptr) reach = 0;
+    transport.release(probe);
+  }
+  std::vector<std::uint8_t> all(at(world.size));
+  collectives->allgather(&reach, sizeof reach, all.data(), kSetupDeadline);
+  const std::uint8_t least = *std::min_element(all.begin(), all.end());
+  std::vector<std::int32_t> homes;
+  for (std::int32_t rank = 0; rank < world.size && least < 2; ++rank)
+    homes.push_back(least == 1 ? world.node_of(rank) : rank);
+  crossings = Crossings(homes, world.size, config.path);
 }
 
 void AllToAll::Impl::compare_configs() {
@@ -111,7 +146,7 @@ void AllToAll::Impl::allocate() {
   }
   peers.resize(size(world.size));
   for (std::int32_t rank = 0; rank < world.size; ++rank)
-    peers[size(rank)] = transport.peer_pointer(buffer, rank);
+    peers[size(rank)] = crossings.crosses(world.rank, rank) ? nullptr : transport.peer_pointer(buffer, rank);
 
   owner_of.resize(size(config.num_experts));
   local_of.resize(size(config.num_experts));
@@ -123,14 +158,24 @@ void AllToAll::Impl::allocate() {
   seen.assign(size(config.num_experts), -1);
   for (auto* per_rank : {&selected, &sent, &sent_before, &cursor, &arrived})
     per_rank->assign(size(world.size), 0);
-  sum_rows.resize(size(config.top_k));
-  next_sum_rows.resize(size(config.top_k));
+  arrivals.resize(size(world.size));
+  allocate_crossings();
+  const auto most_terms = size(config.top_k) + (config.presum ? outbound.size() : 0);
+  sum_rows.resize(most_terms);
+  next_sum_rows.resize(most_terms);
+  if (config.presum) sum_weights.resize(most_terms);
   counts.assign(size(local_experts), 0);
   old_counts.assign(size(local_experts), 0);
   starts.assign(size(local_experts) + 1, 0);
   next_row.assign(size(local_experts), 0);
   if (config.counts_by_group) counts_by_group.assign(size(local_experts) * size(num_groups), 0);
-  positions.resize(size(std::min(plan.max_arriving, max_rows)));
+  const auto most_positions = size(std::min(plan.max_arriving, max_rows));
+  if (crossings.any()) {
+    positions = {reinterpret_cast<std::int32_t*>(buffer.local + plan.published_offset), most_positions};
+  } else {
+    private_positions.resize(most_positions);
+    positions = private_positions;
+  }
   position_begin.assign(size(world.size) + 1, 0);
   if (config.delivery == Delivery::view) {
     row_pointers.assign(size(max_rows), nullptr);
@@ -138,6 +183,32 @@ void AllToAll::Impl::allocate() {
   }
   dispatch_wait_ns.assign(size(world.size), 0);
   combine_wait_ns.assign(size(world.size), 0);
+}
+
+void AllToAll::Impl::allocate_crossings() {
+  outbound_of.assign(at(world.size), -1);
+  return_base.assign(at(world.size), 0);
+  landing_index.assign(at(world.size), -1);
+  returning.resize(at(world.size));
+  if (!crossings.any()) return;
+  outbox = Outbox(transport, buffer, plan.staging_offset, plan.staging_bytes);
+  inbound = crossings.sources(world.rank);
+  std::vector<std::int32_t> destinations = crossings.destinations(world.rank);
+  // In rank order, which is the order in which partial sums are added.
+  std::sort(destinations.begin(), destinations.end());
+  for (const std::int32_t landing : destinations) {
+    for (const std::int32_t owner : crossings.covered(landing))
+      outbound_of[at(owner)] = static_cast<std::int32_t>(outbound.size());
+    outbound.push_back({.landing = landing, .slot = crossings.slot(world.rank, landing)});
+  }
+  for (std::int32_t source = 0; source < world.size; ++source)
+    if (crossings.crosses(source, world.rank))
+      landing_index[at(source)] = crossings.slot(source, crossings.landing(source, world.rank));
+  row_in_message.resize(at(plan.landing_rows));
+  partial_cursor.resize(outbound.size());
+  if (!config.presum) return;
+  parts.resize(at(plan.landing_entries));
+  part_begin.resize(at(plan.landing_rows) + 1);
 }
 
 void AllToAll::Impl::expect_stage(Stage wanted, const char* call) const {

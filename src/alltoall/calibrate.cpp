@@ -36,6 +36,12 @@ std::int64_t clock_ns() {
 }  // namespace
 
 void AllToAll::Impl::choose_moves() {
+  if (crossings.any()) {
+    // Beside what crosses, the copies inside a node are short; and not every pair could be measured.
+    choice = {.push_from = std::numeric_limits<std::int64_t>::max(),
+              .stream_from = std::numeric_limits<std::int64_t>::max()};
+    return;
+  }
   if (config.push_from_bytes < 0 || config.stream_from_bytes < 0) measure_moves();
   if (config.push_from_bytes >= 0) choice.push_from = config.push_from_bytes;
   if (config.stream_from_bytes >= 0) choice.stream_from = config.stream_from_bytes;

@@ -46,8 +46,15 @@ void AllToAll::Impl::combine_send(Rows results) {
       }
     bytes.staged_outputs += position_begin[at(world.size)] * plan.output_row_bytes;
   }
+  if (crossings.any()) {
+    std::memcpy(buffer.local + plan.begin_offset, position_begin.data(),
+                position_begin.size() * sizeof(position_begin[0]));
+    // What goes far first.
+    if (!crossings.hierarchical()) guarded([this] { return_own_results(); });
+  }
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
+    if (crossings.crosses(world.rank, peer)) continue;
     write_positions(peer);
     const std::int32_t first = peer / config.dp_size * config.dp_size;
     const std::int64_t entries = position_begin[at(first + config.dp_size)] - position_begin[at(first)];
@@ -55,6 +62,16 @@ void AllToAll::Impl::combine_send(Rows results) {
                      word(static_cast<std::uint32_t>(entries)));
   }
   stage = Stage::combine_sent;
+}
+
+void AllToAll::Impl::refuse_results(std::int32_t from, std::int64_t expected, std::int64_t came) {
+  stage = Stage::dead;
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format(
+          "rank {}: combine step {}: this rank's tokens ask rank {} for {} results, and {} came for its "
+          "group (dp_size {}): the members brought different tokens",
+          world.rank, epoch, from, expected, came, config.dp_size));
 }
 
 void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, bool accumulate) {
@@ -78,32 +95,35 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
   const std::int64_t begin = now_ns();
   guarded([this] {
     const Deadline until = deadline();
+    if (crossings.hierarchical()) return_home_results(until);
     // All of them, also owners of none of these tokens: that is what lets every buffer be used again.
     for (std::int32_t step = 0; step < world.size; ++step) {
       const std::int32_t owner = (world.rank + step) % world.size;
+      if (crossings.crosses(world.rank, owner)) continue;
       const std::uint64_t seen_word =
           wait(plan.position_offset + owner * plan.position_stride, word(0), until, owner, Half::combine);
       const auto entries = static_cast<std::int32_t>(seen_word & 0xffffffffU);
-      if (entries != selected[at(owner)]) {
-        stage = Stage::dead;
-        throw Error(
-            Errc::invalid_argument,
-            fmt::format(
-                "rank {}: combine step {}: this rank's tokens name experts of rank {} {} times, its group "
-                "(dp_size {}) did so {} times: the members brought different tokens",
-                world.rank, epoch, owner, selected[at(owner)], config.dp_size, entries));
-      }
+      if (entries != selected[at(owner)]) refuse_results(owner, selected[at(owner)], entries);
     }
+    for (const Outbound& from : outbound) await_returned(from, relayed(until));
   });
   const std::int64_t ready = now_ns();
 
   std::fill(cursor.begin(), cursor.end(), 0);
+  std::fill(partial_cursor.begin(), partial_cursor.end(), 0);
   const std::int32_t* owner = owners.data();
   // The rows of one token ahead are looked up, so that their first lines are under way when their turn comes.
-  const auto look_up = [&](std::vector<const void*>& rows) {
+  const auto look_up = [&](std::vector<const void*>& rows, std::int64_t token) {
+    if (config.presum && crossings.any()) look_up_partial_sums(token, rows);
     for (std::int64_t k = 0; k < config.top_k; ++k, ++owner) {
-      if (*owner < 0) {
+      const bool far = *owner >= 0 && crossings.crosses(world.rank, *owner);
+      if (*owner < 0 || (far && config.presum)) {
         rows[at(k)] = nullptr;
+        continue;
+      }
+      if (far) {
+        rows[at(k)] = buffer.local + plan.return_offset +
+                      (return_base[at(*owner)] + cursor[at(*owner)]++) * plan.output_row_bytes;
         continue;
       }
       std::int32_t row = 0;
@@ -114,13 +134,19 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
       prefetch_to_read(rows[at(k)], kAhead);
     }
   };
-  if (num_tokens > 0) look_up(next_sum_rows);
+  const auto weights_of = [&](std::int64_t token) {
+    if (sum_weights.empty()) return weights.row(token);
+    std::copy_n(weights.row(token), config.top_k, sum_weights.begin());
+    std::fill(sum_weights.begin() + config.top_k, sum_weights.end(), 1.0F);
+    return static_cast<const float*>(sum_weights.data());
+  };
+  if (num_tokens > 0) look_up(next_sum_rows, 0);
   for (std::int64_t token = 0; token < num_tokens; ++token) {
     std::swap(sum_rows, next_sum_rows);
-    if (token + 1 < num_tokens) look_up(next_sum_rows);
+    if (token + 1 < num_tokens) look_up(next_sum_rows, token + 1);
     kernels.weighted_sum({.rows = sum_rows.data(),
-                          .weights = weights.row(token),
-                          .num_rows = config.top_k,
+                          .weights = weights_of(token),
+                          .num_rows = static_cast<std::int64_t>(sum_rows.size()),
                           .hidden = config.hidden,
                           .row_dtype = config.expert_dtype,
                           .out_dtype = config.out_dtype,

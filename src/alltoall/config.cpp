@@ -90,6 +90,8 @@ void check_config(const AllToAllConfig& c, std::int32_t num_ranks) {
     refuse("max_recv_rows needs the packed layout; padded reserves the worst case for every expert");
   if (c.deadline.count() <= 0)
     refuse(fmt::format("deadline is {} ms; it must be positive", c.deadline.count()));
+  if (c.presum && c.dp_size != 1)
+    refuse(fmt::format("presum with dp_size {}; partial sums need dp_size 1", c.dp_size));
   check_dtypes(c);
   check_row_bound(c, num_ranks);
 }
@@ -110,7 +112,40 @@ std::int64_t rank_max_rows(const AllToAllConfig& c, const BufferPlan& plan, std:
   return workspace_rows(slot_layout(c, num_ranks), in, std::min(plan.max_arriving, max_arriving_rows(in)));
 }
 
-BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks) {
+namespace {
+
+/// Enough for a message to go out in one piece at most sizes; beyond, the ring turns over while the network sends.
+constexpr std::int64_t kMostStaging = std::int64_t{16} << 20;
+
+/// What a message to a landing rank consists of, and where it is put together.
+void plan_messages(BufferPlan& p, const AllToAllConfig& c, std::int32_t num_ranks,
+                   const Crossings& crossings) {
+  const std::int64_t share = token_share(c.max_tokens, c.dp_size, 0).end;
+  const std::int64_t experts = std::min<std::int64_t>(
+      c.num_experts,
+      std::int64_t{ExpertPartition{c.num_experts, num_ranks}.max_count()} * crossings.max_covered());
+  p.landing_entries = share * std::min<std::int64_t>(c.top_k, experts);
+  p.landing_rows = share;
+  p.landing_entry_at =
+      round_up(static_cast<std::int64_t>(sizeof(LandingHeader)) + 4 * crossings.max_covered() +
+                   (p.bounded ? 4 * std::int64_t{num_ranks} : 0),
+               8);
+  p.landing_term_at = p.landing_entry_at + p.landing_entries * static_cast<std::int64_t>(sizeof(Entry));
+  const std::int64_t terms = c.presum ? p.landing_entries * static_cast<std::int64_t>(sizeof(Term)) : 0;
+  p.landing_row_at = round_up(p.landing_term_at + terms, kSignalStride);
+  p.landing_scale_at = round_up(p.landing_row_at + p.landing_rows * p.row_bytes, kSignalStride);
+  p.landing_stride = round_up(p.landing_scale_at + p.landing_rows * p.row_scale_bytes, kSignalStride);
+  const std::int64_t out = share * std::min<std::int64_t>(c.top_k, crossings.max_destinations()) *
+                           (p.row_bytes + p.row_scale_bytes);
+  const std::int64_t back = p.max_arriving * p.output_row_bytes;
+  p.staging_bytes = std::min(std::max(out, back), kMostStaging);
+  // The longest thing that must lie in one piece.
+  p.staging_bytes = std::max({p.staging_bytes, p.landing_row_at, p.row_bytes, p.output_row_bytes});
+}
+
+}  // namespace
+
+BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks, const Crossings& crossings) {
   BufferPlan p;
   const std::int32_t most_experts = ExpertPartition{c.num_experts, num_ranks}.max_count();
   const std::int64_t num_scales = (c.hidden + c.scale_block - 1) / c.scale_block;
@@ -160,16 +195,31 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks) {
   const std::int64_t before_outputs = next;
   p.output_offset = place(rows * p.output_row_bytes);
   p.parts.outputs = next - before_outputs;
+
+  if (crossings.any()) {
+    const std::int64_t before_network = next;
+    plan_messages(p, c, num_ranks, crossings);
+    p.landing_offset = place(crossings.max_slots() * p.landing_stride);
+    p.begin_offset = place((num_ranks + 1) * word);
+    p.published_offset = place(p.max_arriving * 4);
+    p.return_header_offset = place(num_ranks * static_cast<std::int64_t>(sizeof(ReturnHeader)));
+    p.return_offset = place(c.max_tokens * c.top_k * p.output_row_bytes);
+    p.staging_offset = place(p.staging_bytes);
+    p.parts.network = next - before_network;
+  }
   p.total_bytes = next;
   return p;
 }
 
 WorkspaceSize workspace_size(const AllToAllConfig& config, std::int32_t num_ranks,
-                             std::span<const std::int32_t>) {
+                             std::span<const std::int32_t> node_of) {
   if (num_ranks < 1)
     throw Error(Errc::invalid_argument, fmt::format("{} ranks; at least 1 is needed", num_ranks));
+  if (!node_of.empty() && node_of.size() != static_cast<std::size_t>(num_ranks))
+    throw Error(Errc::invalid_argument,
+                fmt::format("node_of names the nodes of {} ranks; there are {}", node_of.size(), num_ranks));
   check_config(config, num_ranks);
-  return plan_buffers(config, num_ranks).parts;
+  return plan_buffers(config, num_ranks, Crossings(node_of, num_ranks, config.path)).parts;
 }
 
 }  // namespace shunt

@@ -27,17 +27,29 @@ std::int64_t AllToAll::Impl::in_flight(std::int64_t entries) const noexcept {
 
 /// Both ends of a pair decide alike, from the number of entries that both know.
 bool AllToAll::Impl::pushes(std::int64_t entries, std::int32_t source, std::int32_t owner) const noexcept {
-  if (source == owner || entries == 0 || config.delivery == Delivery::view) return false;
+  if (source == owner || entries == 0 || config.delivery == Delivery::view ||
+      crossings.crosses(source, owner))
+    return false;
   if (config.movement != Movement::automatic) return config.movement != Movement::pull;
   return in_flight(entries) >= choice.push_from;
 }
 
 void AllToAll::Impl::await_announcements(Deadline until) {
-  for (std::int32_t step = 0; step < world.size; ++step) {
-    const std::int32_t source = (world.rank + step) % world.size;
-    const std::uint64_t seen_word =
-        wait(plan.announce_offset + source * plan.announce_stride, word(0), until, source, Half::dispatch);
-    arrived[at(source)] = static_cast<std::int32_t>(seen_word & 0xffffffffU);
+  land_messages(until);
+  // Neighbours first: what a landing rank passes on may take longer than the rank itself.
+  for (const bool far : {false, true}) {
+    for (std::int32_t step = 0; step < world.size; ++step) {
+      const std::int32_t source = (world.rank + step) % world.size;
+      if (crossings.crosses(source, world.rank) != far) continue;
+      const bool landed = far && crossings.landing(source, world.rank) == world.rank;
+      if (!landed) {
+        const std::uint64_t seen_word =
+            wait(plan.announce_offset + source * plan.announce_stride, word(0), far ? relayed(until) : until,
+                 far ? crossings.landing(source, world.rank) : source, Half::dispatch);
+        arrived[at(source)] = static_cast<std::int32_t>(seen_word & 0xffffffffU);
+      }
+      find_arrival(source);
+    }
   }
 }
 
@@ -54,14 +66,13 @@ void AllToAll::Impl::end_void_step(const Error& error) {
 /// Every rank sees the whole token matrix, so all find the same overflow without another exchange.
 void AllToAll::Impl::check_overflow() {
   if (!plan.bounded) return;
-  const std::int64_t counts_at = plan.announce_header - round_up(world.size * 4, 8);
   std::int32_t worst = 0;
   std::int64_t most = -1;
   for (std::int32_t rank = 0; rank < world.size; ++rank) {
     std::int64_t total = 0;
     for (std::int32_t source = 0; source < world.size; ++source) {
       std::int32_t count = 0;
-      std::memcpy(&count, announce_slot(world.rank, source) + counts_at + rank * 4, sizeof(count));
+      std::memcpy(&count, arrivals[at(source)].counts + rank * 4, sizeof(count));
       total += count;
     }
     if (total > most) {
@@ -79,14 +90,9 @@ void AllToAll::Impl::check_overflow() {
 
 void AllToAll::Impl::check_replica_hashes() {
   if (!config.check_replicas) return;
-  const auto hash_of = [this](std::int32_t source) {
-    std::uint64_t hash = 0;
-    std::memcpy(&hash, announce_slot(world.rank, source) + sizeof(std::uint64_t), sizeof(hash));
-    return hash;
-  };
   for (std::int32_t source = 0; source < world.size; ++source) {
     const std::int32_t first = source / config.dp_size * config.dp_size;
-    if (hash_of(source) != hash_of(first))
+    if (arrivals[at(source)].hash != arrivals[at(first)].hash)
       end_void_step(
           Error(Errc::invalid_argument,
                 fmt::format("rank {}: dispatch step {}: ranks {} and {} of one group (dp_size {}) brought "
@@ -101,7 +107,7 @@ void AllToAll::Impl::place_rows() {
   std::fill(counts.begin(), counts.end(), 0);
   if (config.counts_by_group) std::fill(counts_by_group.begin(), counts_by_group.end(), 0);
   for (std::int32_t source = 0; source < world.size; ++source) {
-    const std::byte* entries = announce_slot(world.rank, source) + plan.announce_header;
+    const std::byte* entries = arrivals[at(source)].entries;
     const std::int32_t from_group = source / config.dp_size;
     for (std::int64_t i = 0; i < arrived[at(source)]; ++i) {
       const std::int64_t expert = read_entry(entries, i).local_expert;
@@ -114,7 +120,7 @@ void AllToAll::Impl::place_rows() {
   std::int64_t next = 0;
   for (std::int32_t source = 0; source < world.size; ++source) {
     position_begin[at(source)] = next;
-    const std::byte* entries = announce_slot(world.rank, source) + plan.announce_header;
+    const std::byte* entries = arrivals[at(source)].entries;
     for (std::int64_t i = 0; i < arrived[at(source)]; ++i)
       positions[at(next++)] = static_cast<std::int32_t>(next_row[read_entry(entries, i).local_expert]++);
   }
@@ -122,9 +128,9 @@ void AllToAll::Impl::place_rows() {
 }
 
 void AllToAll::Impl::pull_from(std::int32_t source, bool streaming) {
-  const std::byte* entries = announce_slot(world.rank, source) + plan.announce_header;
-  const std::byte* tokens = peers[at(source)] + plan.token_offset;
-  const std::byte* scales = peers[at(source)] + plan.token_scale_offset;
+  const std::byte* entries = arrivals[at(source)].entries;
+  const std::byte* tokens = arrivals[at(source)].tokens;
+  const std::byte* scales = arrivals[at(source)].scales;
   std::byte* const rows = buffer.local + plan.row_offset;
   std::byte* const row_scales = buffer.local + plan.row_scale_offset;
   const std::int32_t* position = positions.data() + position_begin[at(source)];
@@ -228,9 +234,9 @@ void AllToAll::Impl::point_rows() {
   old_counts = counts;
   const std::int32_t* position = positions.data();
   for (std::int32_t source = 0; source < world.size; ++source) {
-    const std::byte* entries = announce_slot(world.rank, source) + plan.announce_header;
-    const std::byte* tokens = peers[at(source)] + plan.token_offset;
-    const std::byte* scales = peers[at(source)] + plan.token_scale_offset;
+    const std::byte* entries = arrivals[at(source)].entries;
+    const std::byte* tokens = arrivals[at(source)].tokens;
+    const std::byte* scales = arrivals[at(source)].scales;
     for (std::int64_t i = 0; i < arrived[at(source)]; ++i, ++position) {
       const std::int64_t token = read_entry(entries, i).token;
       row_pointers[at(*position)] = tokens + token * plan.row_bytes;

@@ -8,27 +8,9 @@
 
 #include "guarded.h"
 #include "impl.h"
+#include "row_stream.h"
 
 namespace shunt {
-namespace {
-
-/// FNV-1a over 8 bytes at a time: for telling replicas apart, not for security.
-std::uint64_t hash_bytes(std::uint64_t hash, const void* data, std::int64_t bytes) {
-  const auto* p = static_cast<const std::byte*>(data);
-  while (bytes > 0) {
-    std::uint64_t piece = 0;
-    const std::int64_t take = std::min<std::int64_t>(bytes, 8);
-    std::memcpy(&piece, p, at(take));
-    hash = (hash ^ piece) * 0x100000001b3U;
-    hash ^= hash >> 29;
-    p += take;
-    bytes -= take;
-  }
-  return hash;
-}
-
-}  // namespace
-
 void AllToAll::Impl::check_tokens(const TokenInput& input, std::int64_t tokens, std::int64_t id_rows,
                                   std::int64_t id_cols) const {
   const auto refuse = [this](const std::string& what) {
@@ -50,6 +32,8 @@ void AllToAll::Impl::check_tokens(const TokenInput& input, std::int64_t tokens, 
   if (input.tokens.row_stride_bytes < input.tokens.row_bytes())
     refuse(fmt::format("token rows are {} bytes apart but {} bytes long", input.tokens.row_stride_bytes,
                        input.tokens.row_bytes()));
+  if (config.presum && input.weights == nullptr)
+    refuse("presum sums where the experts are, so the weights are needed here; weights is null");
   if (!plan.quantise && config.scale != ScaleType::none && input.scales == nullptr)
     refuse("tokens are fp8 with block scales, but scales is null");
 }
@@ -117,7 +101,7 @@ void AllToAll::Impl::stage_tokens(const TokenInput& input, TokenShare share) {
 /// Of what the members of a group must have in common: T, owners of all selections (the ids, as far as they
 /// matter to anyone) and the tokens themselves.
 std::uint64_t AllToAll::Impl::replica_hash(const TokenInput& input) const {
-  std::uint64_t hash = hash_bytes(0xcbf29ce484222325U, &num_tokens, sizeof(num_tokens));
+  std::uint64_t hash = hash_bytes(kHashSeed, &num_tokens, sizeof(num_tokens));
   for (std::int64_t t = 0; t < num_tokens; ++t)
     hash = hash_bytes(hash, input.tokens.row(t), input.tokens.row_bytes());
   if (!plan.quantise && plan.row_scale_bytes != 0)
@@ -141,6 +125,10 @@ void AllToAll::Impl::announce(View2<const Id> ids, const TokenInput& input) {
     const Id* row = ids.row(token);
     for (std::int64_t k = 0; k < config.top_k; ++k, ++owner) {
       if (*owner < 0) continue;
+      if (crossings.crosses(world.rank, *owner)) {
+        ++sent[at(*owner)];
+        continue;
+      }
       const Entry entry{static_cast<std::uint32_t>(token), static_cast<std::uint32_t>(local_of[at(row[k])])};
       const std::int64_t place = sent[at(*owner)]++ * static_cast<std::int64_t>(sizeof(Entry));
       std::memcpy(announce_slot(*owner, world.rank) + plan.announce_header + place, &entry, sizeof(entry));
@@ -159,6 +147,7 @@ void AllToAll::Impl::announce(View2<const Id> ids, const TokenInput& input) {
   // Own slot last: the peers wait for theirs.
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
+    if (crossings.crosses(world.rank, peer)) continue;
     std::byte* header = announce_slot(peer, world.rank) + sizeof(std::uint64_t);
     if (config.check_replicas) {
       std::memcpy(header, &hash, sizeof(hash));
@@ -168,6 +157,7 @@ void AllToAll::Impl::announce(View2<const Id> ids, const TokenInput& input) {
     transport.signal(buffer, peer, plan.announce_offset + world.rank * plan.announce_stride,
                      word(static_cast<std::uint32_t>(sent[at(peer)])));
   }
+  if (crossings.any()) send_across(ids, input, hash, share);
 }
 
 /// After a void step nobody waited for the peers' combine, so their reading of our announcement and tokens is
@@ -189,7 +179,7 @@ void AllToAll::Impl::dispatch_send(const TokenInput& input, View2<const Id> ids)
   guarded([this] { settle_void_step(); });
   num_tokens = tokens;
   ++epoch;
-  announce(ids, input);
+  guarded([&] { announce(ids, input); });
   stage = Stage::dispatch_sent;
   times.publish_ns = now_ns() - begin;
 }

@@ -13,7 +13,9 @@
 #include <shunt/transport/collectives.h>
 #include <shunt/transport/transport.h>
 
+#include "crossings.h"
 #include "plan.h"
+#include "row_stream.h"
 
 namespace shunt {
 
@@ -55,6 +57,7 @@ struct AllToAll::Impl {
   World world;
   ExpertPartition partition;
   SlotLayout slots;
+  Crossings crossings;
   BufferPlan plan;
   MoveChoice choice;
   const PackKernels& kernels;
@@ -67,7 +70,8 @@ struct AllToAll::Impl {
     Workspace& operator=(const Workspace&) = delete;
     Transport& transport;
   } buffer;
-  std::vector<std::byte*> peers;  ///< [R] base of every rank's buffer in this address space
+  std::vector<std::byte*>
+      peers;  ///< [R] base of every rank's buffer in this address space, null across homes
 
   std::int32_t num_groups = 1;
   std::int32_t group = 0;
@@ -94,6 +98,51 @@ struct AllToAll::Impl {
   std::vector<const void*> sum_rows;       ///< [K] rows of the token being summed
   std::vector<const void*> next_sum_rows;  ///< [K] and of the one after it
 
+  // What crosses to other homes, this step. `outbound` by destination, `inbound` the sources that land here.
+  struct Outbound {
+    std::int32_t landing = 0;
+    std::int32_t slot = 0;         ///< Of ours among its landing slots
+    std::int64_t rows = 0;         ///< Distinct tokens sent there
+    std::int64_t entries = 0;      ///< Of my share
+    std::int64_t results = 0;      ///< Rows that come back through it
+    std::int64_t return_base = 0;  ///< Where they begin in the return area
+  };
+  std::vector<Outbound> outbound;
+  std::vector<std::int32_t> inbound;
+  std::vector<std::int64_t>
+      landing_index;  ///< [R] landing slot of a source in another home, at its landing rank here
+  std::vector<std::int32_t> outbound_of;  ///< [R] index into outbound for an owner in another home, else -1
+  std::vector<std::int32_t>
+      row_in_message;                     ///< [S] scratch: row of each token of the share, -1 where it stays
+  std::vector<std::int64_t> return_base;  ///< [R] first row of each such owner's results in the return area
+  Outbox outbox;
+  std::vector<float> sum_weights;            ///< [K + outbound] with presum
+  std::vector<std::int64_t> partial_cursor;  ///< [outbound] scratch
+  /// Results on their way back to one source.
+  struct ReturnStream {
+    std::int64_t next_row = 0;
+    std::int64_t rows = 0;
+    std::uint64_t checksum = 0;
+  };
+  std::vector<ReturnStream> returning;  ///< [R]
+  struct Part {
+    std::uint32_t k;
+    float weight;
+    const void* row;
+  };
+  std::vector<Part> parts;               ///< [landing_entries] of one message, by token; with presum
+  std::vector<std::int64_t> part_begin;  ///< [landing_rows + 1] scratch
+
+  /// Where the entries and tokens of a source can be read, however they came here.
+  struct Arrival {
+    const std::byte* entries = nullptr;
+    const std::byte* tokens = nullptr;
+    const std::byte* scales = nullptr;
+    const std::byte* counts = nullptr;  ///< [R] int32 with max_recv_rows
+    std::uint64_t hash = 0;             ///< With check_replicas
+  };
+  std::vector<Arrival> arrivals;  ///< [R]
+
   // Owner side, this step.
   std::vector<std::int32_t> arrived;     ///< [R] entries from each source
   std::vector<std::int64_t> counts;      ///< [L]
@@ -101,8 +150,10 @@ struct AllToAll::Impl {
   std::vector<std::int64_t> next_row;    ///< [L] scratch
   std::vector<std::int64_t> old_counts;  ///< [L] of the step before; padded views clear only what it left
   std::vector<std::int32_t> counts_by_group;  ///< [L, G]
-  std::vector<std::int32_t> positions;        ///< Rows of all entries, source by source
-  std::vector<std::int64_t> position_begin;   ///< [R + 1] where each source's positions start
+  /// Rows of all entries, source by source. Symmetric where landing ranks of the home read it.
+  std::span<std::int32_t> positions;
+  std::vector<std::int32_t> private_positions;
+  std::vector<std::int64_t> position_begin;  ///< [R + 1] where each source's positions start
   std::vector<const void*> row_pointers;
   std::vector<const void*> scale_pointers;
 
@@ -124,12 +175,18 @@ struct AllToAll::Impl {
     return static_cast<std::uint64_t>(epoch) << 32 | low;
   }
   [[nodiscard]] Deadline deadline() const { return Clock::now() + config.deadline; }
+  /// For what comes through a third rank, which may itself wait until `until` before it can say who is missing.
+  [[nodiscard]] Deadline relayed(Deadline until) const {
+    return crossings.hierarchical() ? until + config.deadline / 2 : until;
+  }
   [[nodiscard]] std::int64_t now_ns() const;
   [[nodiscard]] std::int64_t in_flight(std::int64_t entries) const noexcept;
   [[nodiscard]] bool pushes(std::int64_t entries, std::int32_t source, std::int32_t owner) const noexcept;
 
   void compare_configs();
+  void find_homes();
   void allocate();
+  void allocate_crossings();
   void choose_moves();
   void measure_moves();
 
@@ -141,9 +198,33 @@ struct AllToAll::Impl {
                     std::int64_t id_cols) const;
   template <class Id>
   void announce(View2<const Id> ids, const TokenInput& input);
+  template <class Id>
+  void send_across(View2<const Id> ids, const TokenInput& input, std::uint64_t hash, TokenShare share);
+  template <class Id>
+  void send_message(Outbound& to, View2<const Id> ids, const TokenInput& input, std::uint64_t hash,
+                    TokenShare share);
+  std::uint64_t send_rows(const Outbound& to, TokenShare share, std::uint64_t checksum);
   void stage_tokens(const TokenInput& input, TokenShare share);
   void settle_void_step();
   std::uint64_t replica_hash(const TokenInput& input) const;
+
+  [[nodiscard]] const std::byte* landing_slot(std::int32_t landing, std::int32_t source) const;
+  void check_message(std::int32_t source);
+  void land_messages(Deadline until);
+  void find_arrival(std::int32_t source);
+  [[nodiscard]] std::uint64_t message_checksum(const std::byte* message, std::int64_t entries,
+                                               std::uint64_t checksum) const;
+  void return_own_results();
+  void return_home_results(Deadline until);
+  void begin_return(ReturnStream& back, std::int32_t source);
+  void return_results(ReturnStream& back, std::int32_t source, std::int32_t owner);
+  void return_partial_sums(std::int32_t source);
+  void finish_return(const ReturnStream& back, std::int32_t source);
+  void await_returned(const Outbound& from, Deadline until);
+  [[noreturn]] void refuse_results(std::int32_t from, std::int64_t expected, std::int64_t came);
+  void look_up_partial_sums(std::int64_t token, std::vector<const void*>& rows);
+  [[nodiscard]] std::int64_t results_for(std::int32_t source, std::int32_t owner, std::int64_t* begin) const;
+  [[nodiscard]] const std::byte* result_row(std::int32_t owner, std::int64_t index) const;
 
   std::uint64_t wait(std::int64_t offset, std::uint64_t value, Deadline until, std::int32_t peer, Half half);
   void await_announcements(Deadline until);

@@ -4,6 +4,8 @@
 
 #include <shunt/alltoall/config.h>
 
+#include "crossings.h"
+
 namespace shunt {
 
 /// Where everything lies in the symmetric buffer of an AllToAll: offsets are the same on every rank, so sizes
@@ -33,7 +35,45 @@ struct BufferPlan {
   std::int64_t output_offset = 0;
   std::int64_t total_bytes = 0;
 
+  // Only where something crosses to ranks whose memory cannot be loaded; else 0.
+  std::int64_t landing_entries = 0;   ///< Most entries of one message
+  std::int64_t landing_rows = 0;      ///< Most token rows of one message
+  std::int64_t landing_entry_at = 0;  ///< In a landing slot, behind the header
+  std::int64_t landing_term_at = 0;   ///< Terms of partial sums, one for each entry; presum only
+  std::int64_t landing_row_at = 0;
+  std::int64_t landing_scale_at = 0;
+  std::int64_t landing_stride = 0;
+  std::int64_t staging_bytes = 0;         ///< Ring of messages and rows on their way out
+  std::int64_t landing_offset = 0;        ///< [max_slots] slots
+  std::int64_t begin_offset = 0;          ///< [R + 1] int64 position_begin, for the landing ranks of the home
+  std::int64_t published_offset = 0;      ///< [max_arriving] int32 positions, likewise
+  std::int64_t return_header_offset = 0;  ///< [R] ReturnHeader, one per rank that returns results
+  std::int64_t return_offset = 0;         ///< Results on their way home, output_row_bytes apart
+  std::int64_t staging_offset = 0;
+
   WorkspaceSize parts;
+};
+
+/// In front of a message from a source to a landing rank. Behind it, in this order: the owner counts [covered] u32,
+/// with max_recv_rows the counts for every rank [R] i32; then entries, terms, rows and scales at the plan's places.
+struct LandingHeader {
+  std::uint64_t checksum;     ///< Of everything else; 0 without check_messages
+  std::uint64_t hash;         ///< Of the group's tokens and ids; 0 without check_replicas
+  std::int64_t return_base;   ///< First row of the source's return area for these owners
+  std::uint32_t num_rows;     ///< Distinct tokens
+  std::uint32_t num_entries;  ///< Sum of the owner counts
+};
+
+/// In front of results that come back.
+struct ReturnHeader {
+  std::uint64_t checksum;  ///< Of the rows; 0 without check_messages
+  std::uint64_t num_rows;
+};
+
+/// Goes with an entry where results are summed before they cross.
+struct Term {
+  std::uint32_t k;
+  float weight;
 };
 
 /// From how many bytes on, in flight on the machine (one pair's bytes times the number of pairs), which way
@@ -45,7 +85,7 @@ struct MoveChoice {
 
 /// One selection, as announced to the expert's owner.
 struct Entry {
-  std::uint32_t token;         ///< Row of the source's token buffer
+  std::uint32_t token;         ///< Row of the source's token buffer, or of the message that crossed
   std::uint32_t local_expert;  ///< Of the owner
 };
 
@@ -53,7 +93,8 @@ struct Entry {
 void check_config(const AllToAllConfig& config, std::int32_t num_ranks);
 
 /// `config` must have passed check_config.
-[[nodiscard]] BufferPlan plan_buffers(const AllToAllConfig& config, std::int32_t num_ranks);
+[[nodiscard]] BufferPlan plan_buffers(const AllToAllConfig& config, std::int32_t num_ranks,
+                                      const Crossings& crossings);
 
 /// Rows of workspace of `rank` for that plan.
 [[nodiscard]] std::int64_t rank_max_rows(const AllToAllConfig& config, const BufferPlan& plan,

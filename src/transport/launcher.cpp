@@ -286,10 +286,10 @@ std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::func
   check(options);
   Segment segment(options.ranks);
   const LocalRun launch{.options = options,
-                      .body = body,
-                      .segment = segment,
-                      .start = Clock::now() + options.start_deadline,
-                      .cpus = allowed_cpus()};
+                        .body = body,
+                        .segment = segment,
+                        .start = Clock::now() + options.start_deadline,
+                        .cpus = allowed_cpus()};
   if (options.mode == RankMode::threads) return run_threads(launch);
   Children children(launch);
   children.start();

@@ -142,6 +142,9 @@ shunt::AllToAllConfig pick_config(Random& dice, std::int32_t ranks) {
   config.counts_by_group = chance(dice, 0.5);
   config.record_waits = chance(dice, 0.2);
   config.check_replicas = chance(dice, config.dp_size > 1 ? 0.5 : 0.2);
+  config.path =
+      one_of<shunt::Path>(dice, {shunt::Path::automatic, shunt::Path::flat, shunt::Path::hierarchical});
+  config.check_messages = chance(dice, 0.3);
   config.deadline = std::chrono::milliseconds(120'000);  // sanitizers are slow
   const std::int64_t groups = ranks / config.dp_size;
   const std::int64_t local = (config.num_experts + ranks - 1) / ranks;
@@ -319,6 +322,8 @@ SweepCase make_case(std::uint64_t seed) {
   made.delayed = seed / 8 % 8 == 0;
   made.objects.push_back(pick_object(dice, made.num_ranks));
   if (chance(dice, 0.2)) made.objects.push_back(pick_object(dice, made.num_ranks));
+  made.nodes = static_cast<std::int32_t>(between(dice, 1, made.num_ranks));
+  made.alone = made.num_ranks > 1 && chance(dice, 0.2);
   return made;
 }
 

@@ -45,7 +45,9 @@ struct ObjectPlan {
 struct SweepCase {
   std::uint64_t seed = 0;
   std::int32_t num_ranks = 1;
-  bool delayed = false;             ///< Also run under random delays
+  bool delayed = false;    ///< Also run under random delays
+  std::int32_t nodes = 1;  ///< Run again as if spread over so many nodes, which reach each other by put only
+  bool alone = false;      ///< In that run no rank reaches another's memory
   std::vector<ObjectPlan> objects;  ///< One, or two in flight at a time
 };
 

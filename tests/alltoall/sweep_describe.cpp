@@ -20,6 +20,9 @@ const char* name(shunt::PaddingRows padding) {
 const char* name(shunt::Delivery delivery) {
   return delivery == shunt::Delivery::rows ? "rows" : "view";
 }
+const char* name(shunt::Path path) {
+  return path == shunt::Path::automatic ? "automatic" : path == shunt::Path::flat ? "flat" : "hierarchical";
+}
 const char* name(shunt::Movement movement) {
   return movement == shunt::Movement::automatic        ? "automatic"
          : movement == shunt::Movement::pull           ? "pull"
@@ -38,7 +41,8 @@ std::string describe(const ObjectPlan& object) {
        << c.scale_block << ", experts give " << dtype_name(c.expert_dtype) << ", out "
        << dtype_name(c.out_dtype) << ", " << name(c.layout) << " alignment " << c.alignment
        << ", padding rows " << name(c.padding) << ", " << name(c.delivery) << ", " << name(c.movement)
-       << ", max_recv_rows " << c.max_recv_rows << (c.check_replicas ? ", check_replicas" : "");
+       << ", path " << name(c.path) << ", max_recv_rows " << c.max_recv_rows
+       << (c.check_messages ? ", check_messages" : "") << (c.check_replicas ? ", check_replicas" : "");
   return text.str();
 }
 
@@ -55,6 +59,10 @@ std::vector<std::string> features(const SweepCase& what) {
   note("ranks", what.num_ranks);
   note("objects in flight", what.objects.size());
   note_if(what.delayed, "repeated under random delays");
+  const bool crosses = what.nodes > 1 || what.alone;
+  note_if(crosses, "repeated across nodes");
+  note_if(crosses && what.delayed, "repeated across nodes under random delays");
+  if (crosses) note("nodes", what.alone ? what.num_ranks : what.nodes);
   for (const auto& object : what.objects) {
     const auto& c = object.config;
     const std::int32_t fewest = c.num_experts / object.num_ranks;
@@ -74,6 +82,8 @@ std::vector<std::string> features(const SweepCase& what) {
     note("padding rows", name(c.padding));
     note("delivery", name(c.delivery));
     note("movement", name(c.movement));
+    if (crosses) note("path", name(c.path));
+    note_if(crosses && c.check_messages, "check_messages");
     const bool same = c.token_dtype == c.payload;
     note("tokens",
          std::string(dtype_name(c.token_dtype)) +

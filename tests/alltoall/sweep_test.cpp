@@ -54,6 +54,7 @@ struct Progress {
   std::atomic<std::uint64_t> current[kMaxRanks];
   std::atomic<std::uint64_t> finished[kMaxRanks];
   std::atomic<std::uint64_t> delayed[kMaxRanks];
+  std::atomic<std::uint64_t> apart[kMaxRanks];
 };
 
 class SharedProgress {
@@ -85,6 +86,18 @@ void run_one(shunt::Transport& transport, std::uint64_t seed, const SharedProgre
         throw shunt::Error(shunt::Errc::check_failed, "the bits differ from those of the run without delays");
       ++progress->delayed[rank];
     }
+    if (what.nodes > 1 || what.alone) {
+      how = " across nodes";
+      const auto apart = shunt::make_delayed(transport, {.seed = seed ^ (rank << 32),
+                                                         .max_delay = std::chrono::microseconds(50),
+                                                         .probability = what.delayed ? 0.5 : 0.0,
+                                                         .hide_load_store = what.alone,
+                                                         .hide_other_nodes = true,
+                                                         .nodes = what.nodes});
+      if (sweep::run_case(*apart, what) != plain)
+        throw shunt::Error(shunt::Errc::check_failed, "the bits differ from those of the run on one node");
+      ++progress->apart[rank];
+    }
   } catch (const shunt::Error& error) {
     throw shunt::Error(error.code(), "case " + std::to_string(seed) + how + ": " + error.what() +
                                          "; rerun with SHUNT_SWEEP_CASE=" + std::to_string(seed));
@@ -101,13 +114,19 @@ void run_world(const std::vector<std::uint64_t>& seeds, std::int32_t ranks) {
   });
   ASSERT_EQ(outcomes.size(), static_cast<std::size_t>(ranks));
   std::uint64_t to_delay = 0;
-  for (const std::uint64_t seed : seeds) to_delay += sweep::make_case(seed).delayed ? 1 : 0;
+  std::uint64_t to_part = 0;
+  for (const std::uint64_t seed : seeds) {
+    const sweep::SweepCase what = sweep::make_case(seed);
+    to_delay += what.delayed ? 1 : 0;
+    to_part += what.nodes > 1 || what.alone ? 1 : 0;
+  }
   for (const auto& outcome : outcomes) {
     const auto rank = static_cast<std::size_t>(outcome.rank);
     EXPECT_EQ(outcome.exit_status, 0) << "rank " << rank << " of " << ranks << " in case "
                                       << progress->current[rank] << ": " << outcome.message;
     EXPECT_EQ(progress->finished[rank], seeds.size()) << "rank " << rank << " of " << ranks;
     EXPECT_EQ(progress->delayed[rank], to_delay) << "rank " << rank << " of " << ranks;
+    EXPECT_EQ(progress->apart[rank], to_part) << "rank " << rank << " of " << ranks;
   }
 }
 
@@ -129,7 +148,12 @@ TEST(AllToAllSweepTest, EqualsReferenceByBits) {
   for (const auto& [feature, cases] : coverage) std::cout << "  " << cases << "\t" << feature << "\n";
   if (count >= 2000) {
     EXPECT_GE(coverage["repeated under random delays"], 200U);
-    for (const char* feature : {"a group without tokens",
+    EXPECT_GE(coverage["repeated across nodes"], 1000U);
+    EXPECT_GE(coverage["repeated across nodes under random delays"], 100U);
+    for (const char* feature : {"path=flat",
+                                "path=hierarchical",
+                                "check_messages",
+                                "a group without tokens",
                                 "a step that overflows",
                                 "a step with unequal replicas",
                                 "accumulate",

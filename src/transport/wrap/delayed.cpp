@@ -22,7 +22,9 @@ class Delayed final : public Transport {
         inner_(inner),
         options_(options),
         random_(options.seed, static_cast<std::uint64_t>(inner.world().rank)),
-        held_(static_cast<std::size_t>(inner.world().size)) {}
+        held_(static_cast<std::size_t>(inner.world().size)) {
+    if (options_.nodes > 0) claim_nodes();
+  }
   ~Delayed() override { release_all_or_drop(); }
 
   [[nodiscard]] std::string_view name() const noexcept override { return inner_.name(); }
@@ -109,6 +111,7 @@ class Delayed final : public Transport {
     if (peer == world_.rank || peer < 0 || peer >= world_.size) return false;
     return options_.hide_load_store || (options_.hide_other_nodes && world_.node_of(peer) != world_.node);
   }
+  void claim_nodes();
   void check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, std::int64_t bytes) const;
   void hold(Operation operation, const void* from, std::int64_t bytes);
   [[nodiscard]] Clock::duration random_delay();
@@ -124,6 +127,18 @@ class Delayed final : public Transport {
   std::uint64_t fences_ = 0;
   std::vector<std::vector<Operation>> held_;  ///< By peer, in the order of the calls
 };
+
+void Delayed::claim_nodes() {
+  const std::int32_t nodes = std::min(options_.nodes, world_.size);
+  const auto node_of = [&](std::int32_t rank) {
+    return static_cast<std::int32_t>(std::int64_t{rank} * nodes / world_.size);
+  };
+  world_.nodes.clear();
+  for (std::int32_t rank = 0; rank < world_.size; ++rank) world_.nodes.push_back(node_of(rank));
+  world_.node = node_of(world_.rank);
+  world_.local_rank = static_cast<std::int32_t>(
+      std::count(world_.nodes.begin(), world_.nodes.begin() + world_.rank, world_.node));
+}
 
 Clock::duration Delayed::random_delay() {
   if (random_.uniform() >= options_.probability) return Clock::duration::zero();

@@ -26,7 +26,8 @@ struct LaunchOptions {
   RankMode mode = RankMode::processes;
   /// A name of transport_registry(), or "auto": shm on one node; else mpi under an MPI launcher, else ofi.
   std::string transport = "shm";
-  std::string provider{};  ///< Of ofi, such as "tcp;ofi_rxm", "verbs;ofi_rxm", "efa"; empty: the best one here
+  std::string
+      provider{};  ///< Of ofi, such as "tcp;ofi_rxm", "verbs;ofi_rxm", "efa"; empty: the best one here
   std::chrono::milliseconds start_deadline{30'000};  ///< For all ranks to meet
   std::chrono::milliseconds stall_deadline{30'000};  ///< Longest a put waits for room towards its peer
   bool pin = false;  ///< Pin rank r to the (r mod cores)-th CPU this process may run on

@@ -17,6 +17,7 @@ struct DelayOptions {
   bool reorder = true;       ///< Let put_signal()s to one peer, and puts between fences, overtake each other.
   bool hide_load_store = false;   ///< peer_pointer() of other ranks is null, as on a network.
   bool hide_other_nodes = false;  ///< The same for ranks of other nodes only, as in a cluster.
+  std::int32_t nodes = 0;  ///< Where > 0, the world claims so many nodes: rank r is on node r * nodes / size.
 };
 
 /// Wraps `inner` so that operations take effect late and, with `reorder`, out of order, as far as the
