@@ -155,7 +155,7 @@ class Children {
   [[nodiscard]] std::size_t count() const { return static_cast<std::size_t>(launch_.options.ranks); }
   [[noreturn]] void run_child(std::int32_t rank, pid_t parent) const;
   [[nodiscard]] bool reap(std::int32_t rank);
-  void end_stopped();
+  void end_stopped(bool broken);
 
   const LocalRun& launch_;
   std::vector<Child> children_;
@@ -223,16 +223,19 @@ bool Children::reap(std::int32_t rank) {
   return true;
 }
 
-/// A stopped rank of a broken world has nobody left to answer, and would keep this process waiting for ever.
-void Children::end_stopped() {
+/// A stopped rank that the others have excluded, or of a broken world, has nobody left to answer, and would
+/// keep this process waiting for ever.
+void Children::end_stopped(bool broken) {
   const auto stopped = [](const Child& child) {
     siginfo_t info{};
     return waitid(P_PID, static_cast<id_t>(child.pid), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
            info.si_pid != 0;
   };
-  const bool only_stopped = std::all_of(children_.begin(), children_.end(),
-                                        [&](const Child& c) { return !c.running || stopped(c); });
-  if (!only_stopped) return;
+  for (std::size_t rank = 0; rank < children_.size(); ++rank) {
+    if (!children_[rank].running) continue;
+    RankSlot& slot = launch_.segment.slot(static_cast<std::int32_t>(rank));
+    if (!stopped(children_[rank]) || (!broken && shm::load_excluded_by(slot) == 0)) return;
+  }
   for (Child& child : children_) {
     if (!child.running) continue;
     child.stopped_and_killed = true;
@@ -250,7 +253,9 @@ std::vector<RankOutcome> Children::wait() {
   bool broken = false;
   std::size_t running = children_.size();
   while (running > 0) {
-    poll(processes.data(), processes.size(), !all_have_process ? 5 : broken ? 100 : -1);
+    // Nothing tells when a rank is stopped; that matters once others have ended.
+    const bool some_ended = running < children_.size();
+    poll(processes.data(), processes.size(), !all_have_process ? 5 : some_ended ? 100 : -1);
     for (std::int32_t rank = 0; rank < launch_.options.ranks; ++rank) {
       const auto index = static_cast<std::size_t>(rank);
       if (!children_[index].running || !reap(rank)) continue;
@@ -258,7 +263,7 @@ std::vector<RankOutcome> Children::wait() {
       processes[index].fd = -1;
       broken = broken || outcomes_[index].exit_status != 0;
     }
-    if (broken && running > 0) end_stopped();
+    if (running > 0 && running < children_.size()) end_stopped(broken);
   }
   return outcomes_;
 }

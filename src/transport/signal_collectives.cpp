@@ -78,15 +78,13 @@ SignalCollectives::~SignalCollectives() {
 void SignalCollectives::barrier(std::chrono::nanoseconds timeout) {
   if (size_ == 1) return;
   ++barrier_epoch_;
-  for (std::int32_t step = 1; step < size_; ++step) {
-    transport_.signal(memory_, peer_at(step), rank_ * kSignalStride, barrier_epoch_);
-  }
+  for_each_peer(
+      [&](std::int32_t peer) { transport_.signal(memory_, peer, rank_ * kSignalStride, barrier_epoch_); });
   const Deadline deadline = deadline_after(timeout);
-  for (std::int32_t step = 1; step < size_; ++step) {
-    const std::int32_t peer = peer_at(step);
+  for_each_peer([&](std::int32_t peer) {
     transport_.wait_signal(memory_, peer * kSignalStride, barrier_epoch_, deadline,
                            {.phase = "barrier", .peer = peer});
-  }
+  });
 }
 
 void SignalCollectives::allgather(const void* send, std::int64_t bytes, void* receive,
@@ -165,7 +163,7 @@ void SignalCollectives::exchange(const char* phase, const std::byte* send, std::
   ++epoch_;
   Way way = Way::chunks;
   const std::int64_t staged_at = pull_ ? stage(send, extent, way) : 0;
-  for (std::int32_t step = 1; step < size_; ++step) announce(peer_at(step), send, staged_at, way);
+  for_each_peer([&](std::int32_t peer) { announce(peer, send, staged_at, way); });
   const Deadline deadline = deadline_after(timeout);
 
   Incoming& own = incoming(rank_);
@@ -175,15 +173,14 @@ void SignalCollectives::exchange(const char* phase, const std::byte* send, std::
   } else {
     note_difference(rank_, phase);
   }
-  for (std::int32_t step = 1; step < size_; ++step) receive_announced(peer_at(step), deadline, phase);
+  for_each_peer([&](std::int32_t peer) { receive_announced(peer, deadline, phase); });
   if (way == Way::chunks) exchange_chunks(send, deadline, phase);
   if (way == Way::pull_and_acknowledge) {
-    for (std::int32_t step = 1; step < size_; ++step) {
-      const std::int32_t peer = peer_at(step);
-      if (outgoing(peer).bytes <= kInLine) continue;
+    for_each_peer([&](std::int32_t peer) {
+      if (outgoing(peer).bytes <= kInLine) return;
       transport_.wait_signal(memory_, acknowledged_at_ + peer * kSignalStride, epoch_, deadline,
                              {.phase = phase, .peer = peer});
-    }
+    });
   }
   if (!difference_.empty()) {
     std::string message;
@@ -207,7 +204,8 @@ std::int64_t SignalCollectives::stage(const std::byte* send, std::int64_t extent
   for (std::int32_t peer = 0; peer < size_; ++peer) {
     const Outgoing& piece = outgoing(peer);
     // An allgather's pieces are one and the same.
-    if (peer == rank_ || piece.bytes <= kInLine || piece.offset == last) continue;
+    if (peer == rank_ || transport_.excluded(peer) || piece.bytes <= kInLine || piece.offset == last)
+      continue;
     copy_bytes(memory_.local + at + piece.offset, send + piece.offset, piece.bytes);
     last = piece.offset;
   }
@@ -263,29 +261,25 @@ void SignalCollectives::receive_announced(std::int32_t peer, Deadline deadline, 
 /// k, or first in round k, so all get through, whatever the sizes are.
 void SignalCollectives::exchange_chunks(const std::byte* send, Deadline deadline, const char* phase) {
   std::int64_t longest = 0;
-  for (std::int32_t step = 1; step < size_; ++step) {
-    const std::int32_t peer = peer_at(step);
+  for_each_peer([&](std::int32_t peer) {
     if (outgoing(peer).bytes > kInLine) longest = std::max(longest, outgoing(peer).bytes);
     if (incoming(peer).in_chunks) longest = std::max(longest, incoming(peer).announced);
-  }
+  });
   for (std::int64_t at = 0; at < longest; at += chunk_bytes_) {
-    for (std::int32_t step = 1; step < size_; ++step) {
-      const std::int32_t peer = peer_at(step);
+    for_each_peer([&](std::int32_t peer) {
       if (outgoing(peer).bytes > std::max(at, kInLine)) put_chunk(peer, send, at, deadline, phase);
-    }
-    for (std::int32_t step = 1; step < size_; ++step) {
-      const std::int32_t peer = peer_at(step);
+    });
+    for_each_peer([&](std::int32_t peer) {
       if (incoming(peer).in_chunks && incoming(peer).announced > at) take_chunk(peer, at, deadline, phase);
-    }
+    });
   }
   // What a peer has taken has been read out of `send`.
-  for (std::int32_t step = 1; step < size_; ++step) {
-    const std::int32_t peer = peer_at(step);
-    if (outgoing(peer).bytes <= kInLine) continue;
+  for_each_peer([&](std::int32_t peer) {
+    if (outgoing(peer).bytes <= kInLine) return;
     transport_.wait_signal(memory_, acknowledged_at_ + peer * kSignalStride,
                            chunks_sent_[static_cast<std::size_t>(peer)], deadline,
                            {.phase = phase, .peer = peer});
-  }
+  });
 }
 
 void SignalCollectives::put_chunk(std::int32_t peer, const std::byte* send, std::int64_t at,

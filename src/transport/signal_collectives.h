@@ -17,6 +17,9 @@ namespace shunt {
 /// acknowledgement per chunk. Reuse: who has finished e + 1 has heard in e + 1 from every peer, which
 /// therefore has finished e; so what was written for e may be overwritten in e + 2 without any
 /// acknowledgement. Only the send buffer, of which there is one, and chunk slots need acknowledgements.
+/// Ranks that the transport excludes are left out: nothing goes to them, and where their piece would land
+/// nothing is written. A rank that was lost inside a call leaves the survivors at different epochs; they need
+/// a new object.
 class SignalCollectives final : public Collectives {
  public:
   SignalCollectives(Transport& transport, std::int64_t max_bytes, Deadline deadline);
@@ -73,6 +76,14 @@ class SignalCollectives final : public Collectives {
   [[nodiscard]] std::int32_t peer_at(std::int32_t step) const noexcept {
     const std::int32_t peer = rank_ + step;
     return peer < size_ ? peer : peer - size_;
+  }
+  /// The peers that are not excluded, each rank's own next ones first.
+  template <class Call>
+  void for_each_peer(const Call& call) {
+    for (std::int32_t step = 1; step < size_; ++step) {
+      const std::int32_t peer = peer_at(step);
+      if (!transport_.excluded(peer)) call(peer);
+    }
   }
   [[nodiscard]] std::int64_t line_at(std::int32_t sender) const noexcept;
   [[nodiscard]] std::int64_t chunk_signal_at(std::int32_t sender, std::uint64_t chunk) const noexcept;

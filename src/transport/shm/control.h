@@ -17,7 +17,8 @@ enum class RankState : std::uint32_t {
 /// What one rank brings to a collective allocation.
 struct Proposal {
   std::int64_t bytes = 0;
-  std::int64_t available = 0;  ///< Memory available; rank 0 alone measures, so that all ranks decide alike
+  std::int64_t available = 0;  ///< Memory available; the lowest rank alone measures: all ranks decide alike
+  std::int64_t offset = 0;     ///< First offset that this rank has not given away; the largest one is taken
   std::int32_t error = 0;      ///< errno of mapping or touching the memory
 };
 
@@ -32,6 +33,8 @@ struct RankSlot {
   std::int32_t pid;                              ///< Written by the parent; 0 in threads mode
   std::int32_t exit_status;
   std::int32_t error;  ///< 0, or 1 + the Errc of the shunt::Error that ended the rank
+  /// 0, or 1 + a rank that goes on without this one; this one must end when it sees it.
+  std::int32_t excluded_by;
   /// By parity of the allocation: a rank may be one allocation ahead of one that still reads.
   alignas(kSignalStride) Proposal proposals[2];
   alignas(kSignalStride) std::int32_t message_bytes;
@@ -44,6 +47,11 @@ static_assert(std::atomic_ref<std::int32_t>::is_always_lock_free);
 
 [[nodiscard]] inline RankState load_state(RankSlot& slot) noexcept {
   return static_cast<RankState>(std::atomic_ref(slot.state).load(std::memory_order_acquire));
+}
+
+/// 0, or 1 + a rank that goes on without the owner of `slot`.
+[[nodiscard]] inline std::int32_t load_excluded_by(RankSlot& slot) noexcept {
+  return std::atomic_ref(slot.excluded_by).load(std::memory_order_acquire);
 }
 
 /// First end wins: the parent's `lost` does not replace what the rank itself reported.

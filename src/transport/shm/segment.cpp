@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -36,7 +38,16 @@ constexpr std::int64_t kHugeFrom = 2 * kHugePage;
 }
 
 [[nodiscard]] int create_file() {
-  return memfd_create("shunt", MFD_CLOEXEC);
+  return memfd_create("shunt", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+}
+
+/// Makes the file at least this long. A rank that was stopped here may go on when the others have made it
+/// longer: the seal keeps it from cutting their memory off.
+[[nodiscard]] bool grow(int file, std::int64_t bytes) {
+  if (ftruncate(file, bytes) == 0) return true;
+  if (errno != EPERM) return false;
+  struct stat status {};
+  return fstat(file, &status) == 0 && status.st_size >= bytes;
 }
 
 [[nodiscard]] std::size_t length(std::int64_t bytes) {
@@ -52,6 +63,8 @@ Segment::Segment(std::int32_t ranks)
       control_bytes_(align_up(static_cast<std::int64_t>(sizeof(RankSlot)) * ranks, page_bytes_)) {
   file_ = create_file();
   if (file_ < 0) throw Error(Errc::unavailable, unavailable_reason());
+  // Refused nowhere that has memfd_create; without it only a resumed rank could do harm.
+  static_cast<void>(fcntl(file_, F_ADD_SEALS, F_SEAL_SHRINK));
   void* control = MAP_FAILED;
   if (ftruncate(file_, control_bytes_) == 0) {
     control = mmap(nullptr, length(control_bytes_), PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
@@ -97,9 +110,8 @@ std::byte* Segment::map(std::int64_t offset, std::int64_t stride) {
   }
   const std::int64_t bytes = chunk_bytes(stride);
   const std::int64_t slack = granule() - page_bytes_;
-  // Every rank grows the file to the same end: none can be at another allocation now.
   void* base = MAP_FAILED;
-  if (ftruncate(file_, offset + bytes) == 0) {
+  if (grow(file_, offset + bytes)) {
     base =
         mmap(nullptr, length(bytes + slack), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   }
@@ -135,17 +147,34 @@ void Segment::unmap(std::int64_t offset) noexcept {
   mappings_.erase(found);
 }
 
-void Segment::retire(std::int64_t offset, std::int64_t stride) noexcept {
-  std::int32_t* retired = nullptr;
+void Segment::retire(std::int64_t offset, std::int64_t stride, std::int32_t rank,
+                     std::span<const std::uint8_t> excluded) noexcept {
+  std::uint64_t* retired = nullptr;  // [R] bits
   {
     const std::lock_guard lock(mutex_);
     const auto found = mappings_.find(offset);
     if (found == mappings_.end()) return;
-    retired = reinterpret_cast<std::int32_t*>(found->second.base + stride * ranks_);
+    retired = reinterpret_cast<std::uint64_t*>(found->second.base + stride * ranks_);
   }
-  // This rank still holds its share of the mapping, so the word stays mapped.
-  if (std::atomic_ref(*retired).fetch_add(1, std::memory_order_acq_rel) + 1 == ranks_)
-    discard(offset, stride);
+  // This rank still holds its share of the mapping, so the words stay mapped.
+  constexpr std::int32_t kBits = 64;
+  const auto bit = std::uint64_t{1} << (rank % kBits);
+  const std::uint64_t own_before =
+      std::atomic_ref(retired[rank / kBits]).fetch_or(bit, std::memory_order_acq_rel);
+  for (std::int32_t first = 0; first < ranks_; first += kBits) {
+    std::uint64_t live = 0;
+    for (std::int32_t one = first; one < std::min(first + kBits, ranks_); ++one) {
+      if (excluded.empty() || excluded[static_cast<std::size_t>(one)] == 0)
+        live |= std::uint64_t{1} << (one - first);
+    }
+    const bool own = rank / kBits == first / kBits;
+    const std::uint64_t seen =
+        own ? own_before | bit : std::atomic_ref(retired[first / kBits]).load(std::memory_order_acquire);
+    if ((seen & live) != live) return;
+  }
+  // With more ranks than a word has bits two may find themselves the last, which does no harm: the chunk's
+  // place in the file is not used again.
+  discard(offset, stride);
 }
 
 void Segment::discard(std::int64_t offset, std::int64_t stride) noexcept {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <span>
 #include <string>
 
 #include "shm/control.h"
@@ -11,8 +12,9 @@
 namespace shunt::shm {
 
 /// The memory of one world: an anonymous file (memfd) with the control area first and then the chunks of
-/// symmetric memory, in file offsets that all ranks compute alike. A chunk is [ranks, stride] bytes and one
-/// tail page. Ownership: the file disappears when the last process that has it open or mapped ends. Threads:
+/// symmetric memory, in file offsets that all ranks compute alike. A chunk is [ranks, stride] bytes and a
+/// tail of one page. No two chunks ever have the same offset, and the file never shrinks: a rank that was left
+/// behind can reach only what it mapped before. Ownership: the file disappears when the last process that has it open or mapped ends. Threads:
 /// any. The ranks of one process share one mapping per chunk (ThreadSanitizer knows memory by address).
 class Segment {
  public:
@@ -43,9 +45,12 @@ class Segment {
   [[nodiscard]] std::byte* map(std::int64_t offset, std::int64_t stride);
   /// Gives one share back.
   void unmap(std::int64_t offset) noexcept;
-  /// Counts a rank that will not use the chunk again; the memory goes back to the system with the last one,
-  /// so that a rank may still read the part of a peer that was quicker to release.
-  void retire(std::int64_t offset, std::int64_t stride) noexcept;
+  /// Notes a rank that will not use the chunk again; the memory goes back to the system with the last one
+  /// that is not `excluded` ([R], or empty: nobody is), so that a rank may still read the part of a peer that
+  /// was quicker to release. Chunks that were released by some before an exclusion may stay as long as the
+  /// world.
+  void retire(std::int64_t offset, std::int64_t stride, std::int32_t rank,
+              std::span<const std::uint8_t> excluded) noexcept;
   /// Gives the memory of a chunk back to the system at once.
   void discard(std::int64_t offset, std::int64_t stride) noexcept;
   /// Asks for huge pages behind a part that has no pages yet: rows are thousands of bytes at scattered

@@ -17,7 +17,7 @@ class ShmTransport final : public Transport {
 
   [[nodiscard]] std::string_view name() const noexcept override { return "shm"; }
   [[nodiscard]] Capabilities capabilities() const noexcept override {
-    return {.ordered = true, .load_store = true};
+    return {.ordered = true, .load_store = true, .maskable = true};
   }
   SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override;
   void release(SymmetricBuffer& buffer) noexcept override;
@@ -34,6 +34,7 @@ class ShmTransport final : public Transport {
   std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
   void fence() override {}
   void quiet() override {}
+  void exclude(std::span<const std::int32_t> ranks) override;
 
  private:
   struct Chunk {
@@ -52,13 +53,16 @@ class ShmTransport final : public Transport {
   [[nodiscard]] std::byte* signal_target(const SymmetricBuffer& buffer, std::int32_t peer,
                                          std::int64_t signal_offset) const;
   void meet(Deadline deadline, const char* phase);
+  [[nodiscard]] std::int32_t lowest_rank() const noexcept;
+  [[nodiscard]] std::int32_t live_ranks() const noexcept;
   void check_memory(const Proposal& decided, std::int64_t stride, const char* what) const;
   [[nodiscard]] int map_and_touch(Chunk& chunk);
+  void touch_peers(const Chunk& chunk);
 
   Segment& segment_;
   bool processes_;
   Waiter waiter_;
-  std::uint64_t meetings_ = 0;
+  std::uint64_t meetings_ = 0;  ///< kMeetingsPerMask times the calls of exclude(), and those since
   std::uint64_t allocations_ = 0;
   std::int64_t next_offset_;
   std::vector<Chunk> chunks_;  ///< By SymmetricBuffer::id

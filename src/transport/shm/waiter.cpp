@@ -60,8 +60,8 @@ Waiter::Waiter(const Segment& segment, std::int32_t rank, bool oversubscribed)
       rank_(rank),
       most_spins_(oversubscribed ? kSpinsOversubscribed : kSpins),
       spins_(most_spins_),
-      processes_(static_cast<std::size_t>(segment.ranks()),
-                 pollfd{.fd = -1, .events = POLLIN, .revents = 0}) {}
+      processes_(static_cast<std::size_t>(segment.ranks()), pollfd{.fd = -1, .events = POLLIN, .revents = 0}),
+      forgotten_(static_cast<std::size_t>(segment.ranks())) {}
 
 Waiter::~Waiter() {
   for (const pollfd& process : processes_) {
@@ -96,6 +96,13 @@ void Waiter::watch_processes(Deadline deadline) {
   }
 }
 
+void Waiter::forget(std::int32_t peer) noexcept {
+  forgotten_[static_cast<std::size_t>(peer)] = 1;
+  pollfd& process = processes_[static_cast<std::size_t>(peer)];
+  if (process.fd >= 0) close(process.fd);
+  process.fd = -1;
+}
+
 std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, Deadline deadline,
                                   const WaitSite& site) const {
   std::uint64_t seen = 0;
@@ -110,6 +117,7 @@ std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, De
       return seen;
     }
   }
+  check_excluded(site);
   const auto start = Clock::now();
   sched_yield();
   auto now = Clock::now();
@@ -132,6 +140,7 @@ std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, De
     const Loss loss = find_loss(site.peer);
     // What the peer sent before it ended still counts.
     if (arrived()) return seen;
+    check_excluded(site);
     if (loss.rank >= 0) throw_lost(loss, site);
     now = Clock::now();
     if (now >= deadline) throw_timeout(now - start, site);
@@ -146,7 +155,7 @@ Waiter::Loss Waiter::find_loss(std::int32_t awaited) const {
   Loss finished;
   const int ready = poll(processes_.data(), processes_.size(), 0);
   for (std::int32_t peer = 0; peer < segment_.ranks(); ++peer) {
-    if (peer == rank_) continue;
+    if (peer == rank_ || forgotten_[static_cast<std::size_t>(peer)] != 0) continue;
     const pollfd& process = processes_[static_cast<std::size_t>(peer)];
     const bool ended = ready > 0 && process.fd >= 0 && process.revents != 0;
     switch (load_state(segment_.slot(peer))) {
@@ -167,6 +176,8 @@ Waiter::Loss Waiter::find_loss(std::int32_t awaited) const {
 }
 
 void Waiter::throw_timeout(Clock::duration waited, const WaitSite& site) const {
+  // A rank that was stopped finds its deadline over, but that is not why it is alone.
+  check_excluded(site);
   throw Error(Errc::timeout,
               fmt::format("rank {}: timed out after {} ms {}", rank_,
                           std::chrono::round<std::chrono::milliseconds>(waited).count(), place(site)));
@@ -175,6 +186,14 @@ void Waiter::throw_timeout(Clock::duration waited, const WaitSite& site) const {
 void Waiter::throw_lost(const Loss& loss, const WaitSite& site) const {
   throw Error(Errc::peer_lost,
               fmt::format("rank {}: lost rank {} ({}) while {}", rank_, loss.rank, loss.how, place(site)));
+}
+
+void Waiter::throw_excluded(const WaitSite& site) const {
+  throw Error(
+      Errc::peer_lost,
+      fmt::format("rank {}: excluded: it did not answer, and the others went on without it (so rank {} "
+                  "says), while {}",
+                  rank_, load_excluded_by(segment_.slot(rank_)) - 1, place(site)));
 }
 
 }  // namespace shunt::shm

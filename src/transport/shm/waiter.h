@@ -23,6 +23,15 @@ class Waiter {
   /// Opens the peers' processes; before the first wait.
   void watch_processes(Deadline deadline);
 
+  /// How this rank's peer ended is of no interest any more.
+  void forget(std::int32_t peer) noexcept;
+
+  /// Throws Errc::peer_lost where the others go on without this rank.
+  void check_excluded(const WaitSite& site) const {
+    if (load_excluded_by(segment_.slot(rank_)) != 0) [[unlikely]]
+      throw_excluded(site);
+  }
+
   std::uint64_t wait(const std::byte* word, std::uint64_t value, Deadline deadline,
                      const WaitSite& site) const {
     const std::uint64_t seen = load(word);
@@ -51,12 +60,14 @@ class Waiter {
   [[nodiscard]] Loss find_loss(std::int32_t awaited) const;
   [[noreturn]] void throw_timeout(Clock::duration waited, const WaitSite& site) const;
   [[noreturn]] void throw_lost(const Loss& loss, const WaitSite& site) const;
+  [[noreturn]] void throw_excluded(const WaitSite& site) const;
 
   const Segment& segment_;
   std::int32_t rank_;
   std::int32_t most_spins_;
   mutable std::int32_t spins_;             ///< Before the first yield; follows what the last waits showed
   mutable std::vector<pollfd> processes_;  ///< Of every rank; fd < 0 where there is none to watch
+  std::vector<std::uint8_t> forgotten_;    ///< [R]
 };
 
 }  // namespace shunt::shm

@@ -50,8 +50,12 @@ struct RankOutcome {
 /// Errors:    Errc::invalid_argument, Errc::unavailable before anything is started. What happens in ranks is
 ///            reported in the outcomes: a shunt::Error in a rank ends it with exit_status(code). Where a rank
 ///            dies or throws, the others learn it in their next long wait and end with Errc::peer_lost; where
-///            it is stopped, at their deadline. A stopped rank is killed when every other rank has ended, at
-///            least one of them with an error. A child whose parent dies is killed.
+///            it is stopped, at their deadline. A stopped rank is killed when every other rank has ended and
+///            has excluded it (Transport::exclude), or at least one of them ended with an error. A child whose
+///            parent dies is killed.
+///            An excluded rank fails nobody but itself: the survivors' outcomes are those of their bodies, and
+///            its own still shows the signal that killed it, or Errc::peer_lost where it came back. Whether
+///            the job has then succeeded is the caller's to say.
 /// Threads:   call from a single-threaded process (processes mode forks).
 std::vector<RankOutcome> run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
 
@@ -111,7 +115,7 @@ class LaunchSession {
 /// The status that says most about the cause, or 0 where every rank succeeded: the first non-zero one of a
 /// rank that did not end by Errc::peer_lost, Errc::timeout or a signal (others may have lost it for that very
 /// reason); else the first of one that lost a peer or waited too long (its message names it); else the first
-/// signal's.
+/// signal's. Knows nothing of exclusions: a caller whose ranks go on without others looks at the outcomes.
 [[nodiscard]] int combined_status(const std::vector<RankOutcome>& outcomes);
 
 /// One line of the registry.
