@@ -15,8 +15,10 @@
 #include <shunt/core/record.h>
 #include <shunt/transport/launch.h>
 
+#include "archive.h"
 #include "channel.h"
 #include "harness.h"
+#include "job.h"
 #include "probe.h"
 #include "rank_failure.h"
 #include "result_files.h"
@@ -24,15 +26,8 @@
 namespace shunt::bench {
 namespace {
 
-/// Bytes per second of the slowest exchange worth starting, to leave out hopeless methods before they
-/// allocate.
-constexpr double kHopelessBytesPerSecond = 3e9;
-
-PlacementThresholds find_thresholds(const AllToAllBenchOptions& options, const HostInfo& host) {
-  const PlacementThresholds prior = vendor_thresholds(host.cpu_vendor);
-  if (options.ranks < 2) return prior;
-  return refine_thresholds(prior, survey_round_trips(40, std::chrono::microseconds(4000)));
-}
+constexpr int kSurveyCount = 40;
+constexpr std::chrono::microseconds kSurveyPause{4000};
 
 [[noreturn]] void throw_out_of_memory() {
   throw Error(
@@ -50,37 +45,58 @@ std::int64_t workload_bytes(const Point& point) {
   return tokens * (point.hidden * dtype_bytes(point.in_dtype) + scales + point.top_k * choice);
 }
 
+LaunchOptions launch_options(const AllToAllBenchOptions& options) {
+  return {.ranks = options.ranks,
+          .nodes = options.nodes,
+          .mode = options.mode,
+          .transport = options.transport,
+          .provider = options.provider,
+          .start_deadline = std::chrono::milliseconds(options.deadline_ms),
+          .stall_deadline = std::chrono::milliseconds(options.deadline_ms),
+          .pin = true};
+}
+
+/// Runs `act`. What it refuses is thrown where this process is alone, else kept: the other processes wait for this
+/// one to say it.
+template <class Act>
+void refuse_together(const Job& job, Refusal& refusal, const Act& act) {
+  try {
+    try {
+      act();
+    } catch (const std::bad_alloc&) {
+      throw_out_of_memory();
+    }
+  } catch (const Error& error) {
+    if (job.local()) throw;
+    refusal = {error.code(), error.what()};
+  }
+}
+
 struct PointRunner {
   const AllToAllBenchOptions& options;
   const BenchOutput& output;
-  const ModelDump* dump;
+  Job& job;
+  const ModelDump* dump = nullptr;
   PlacementThresholds thresholds;
   std::vector<MethodSpec> specs;
-  std::size_t num_points;
+  std::size_t num_points = 1;
 
   PointResult run(const Point& point, std::size_t index, double seconds) const {
     const auto start = Clock::now();
     const double base = static_cast<double>(index) / static_cast<double>(num_points);
     const std::string what = fmt::format("{} {} tokens, {}", point.preset, point.tokens, point.routing_label);
     if (output.progress) output.progress(base, what);
-    const std::int64_t available = available_memory_bytes();
-    const std::int64_t tables = workload_bytes(point);
-    if (available >= 0 && tables > available / 10 * 9)
-      throw Error(
-          Errc::out_of_memory,
-          fmt::format("the tokens and expert choices of all ranks take {}; {} are available; fewer --tokens, "
-                      "a smaller --hidden, fewer --topk or fewer --ranks reduce it",
-                      format_bytes(tables), format_bytes(available)));
-    const Workload workload(point, dump);
+    HarnessOptions harness;
+    std::optional<Workload> workload;
+    refuse_together(job, harness.refusal, [&] {
+      check_tables(point);
+      workload.emplace(point, dump);
+    });
     MethodSettings settings;
     settings.layout = options.layout;
     settings.alignment = options.alignment;
     settings.max_recv_rows = options.max_recv_rows;
     settings.deadline = std::chrono::milliseconds(options.deadline_ms);
-    const auto hopeless = static_cast<std::int64_t>(seconds / 2 / static_cast<double>(options.rounds) *
-                                                    kHopelessBytesPerSecond);
-    const MethodPlan plan = plan_methods(specs, workload, settings, available_memory_bytes(), hopeless);
-    HarnessOptions harness;
     harness.warmup = options.warmup;
     harness.iterations = options.iterations;
     harness.block_ms = options.block_ms;
@@ -89,29 +105,41 @@ struct PointRunner {
     harness.start = start;
     harness.inner_phases = options.inner_phases;
     harness.thresholds = thresholds;
+    harness.provider = options.provider;
     if (output.progress)
       harness.progress = [&](double share) {
         output.progress(base + share / static_cast<double>(num_points), what);
       };
     const Channel channel;
-    const auto outcomes =
-        run_ranks(LaunchOptions{.ranks = point.ranks,
-                                .mode = options.mode,
-                                .transport = options.transport,
-                                .start_deadline = std::chrono::milliseconds(options.deadline_ms),
-                                .pin = true},
-                  [&](Transport& transport) {
-                    try {
-                      const PointResult result = measure_point(transport, workload, plan, settings, harness);
-                      if (transport.world().rank == 0) channel.write(encode_result(result));
-                    } catch (const std::bad_alloc&) {
-                      throw_out_of_memory();
-                    }
-                    return 0;
-                  });
+    const auto outcomes = job.run(launch_options(options), [&](Transport& transport) {
+      try {
+        const PointResult result =
+            measure_point(transport, workload ? &*workload : nullptr, specs, settings, harness);
+        if (job.reports(transport.world())) channel.write(encode_result(result));
+      } catch (const std::bad_alloc&) {
+        throw_out_of_memory();
+      }
+      return 0;
+    });
     if (combined_status(outcomes) != 0)
       throw_rank_failure(outcomes, fmt::format("{}, {} tokens", point.preset, point.tokens));
     return decode_result(channel.read(), point);
+  }
+
+ private:
+  void check_tables(const Point& point) const {
+    const std::int64_t available = available_memory_bytes();
+    const std::int64_t tables = workload_bytes(point) * job.processes_here();
+    if (available < 0 || tables <= available / 10 * 9) return;
+    throw Error(
+        Errc::out_of_memory,
+        fmt::format("the tokens and expert choices of all ranks take {}{}; {} are available; fewer --tokens, "
+                    "a smaller --hidden, fewer --topk or fewer --ranks reduce it",
+                    format_bytes(tables),
+                    job.processes_here() > 1
+                        ? fmt::format(" in {} processes of this machine", job.processes_here())
+                        : "",
+                    format_bytes(available)));
   }
 };
 
@@ -148,11 +176,16 @@ std::vector<std::string> method_names(const std::vector<MethodSpec>& specs) {
   return names;
 }
 
-}  // namespace
-
-AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::vector<std::string>& command,
-                                       const BenchOutput& output) try {
+/// What a process works out before its ranks meet those of other processes.
+struct Prepared {
   std::optional<ModelDump> dump;
+  std::vector<Point> points;
+  std::vector<MethodSpec> specs;
+  std::unique_ptr<ResultFiles> files;  ///< Of the process that leads
+  [[nodiscard]] const ModelDump* tokens() const { return dump ? &*dump : nullptr; }
+};
+
+void prepare(Prepared& ready, AllToAllBenchOptions& options, const Job& job) {
   if (!options.input.empty()) {
     std::int32_t experts = options.num_experts;
     if (experts == 0 && options.presets.size() == 1)
@@ -160,25 +193,84 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
     if (experts == 0)
       throw Error(Errc::invalid_argument,
                   "--input needs the number of experts; give --experts or one --preset");
-    dump = read_model_dump(options.input, experts);
-    dump->routing.num_experts = experts;
+    ready.dump = read_model_dump(options.input, experts);
+    ready.dump->routing.num_experts = experts;
   }
-  const ModelDump* tokens = dump ? &*dump : nullptr;
-  const std::vector<Point> points = expand_points(
-      options, tokens, [](const char* name) { return static_cast<const char*>(std::getenv(name)); });
-  PointRunner runner{options, output, tokens, {}, select_methods(options), points.size()};
-  check_some_available(runner.specs);
+  ready.points = expand_points(options, ready.tokens(), job.ranks());
+  ready.specs = select_methods(options);
+  check_some_available(ready.specs);
+  if (options.write_files && job.leads())
+    ready.files = std::make_unique<ResultFiles>(options.tsv, options.jsonl);
+}
+
+/// What the first meeting of all ranks of a job found.
+struct FirstMeeting {
+  Refusal refusal;
+  std::vector<double> round_trips_ns;  ///< Of rank 0, for the process that leads
+};
+
+/// The ranks compare what they were asked to do, then ranks 0 and 1 look at the caches between them.
+FirstMeeting meet_first(Job& job, const AllToAllBenchOptions& options, const Prepared& ready,
+                        const Refusal& refusal) {
+  const std::vector<OptionHash> hashes = hash_options(options, ready.points, ready.specs, ready.tokens());
+  const std::chrono::milliseconds deadline(options.deadline_ms);
+  const Channel channel;
+  const auto visit = [](auto& archive, FirstMeeting& found) {
+    field(archive, found.refusal.code);
+    field(archive, found.refusal.text);
+    list(archive, found.round_trips_ns, [&archive](double& ns) { field(archive, ns); });
+  };
+  const auto outcomes = job.run(launch_options(options), [&](Transport& transport) {
+    FirstMeeting found;
+    found.refusal = compare_options(transport, hashes, refusal, deadline);
+    if (found.refusal.text.empty())
+      found.round_trips_ns = RoundTripProbe(transport, deadline).survey(kSurveyCount, kSurveyPause);
+    Writer writer;
+    visit(writer, found);
+    if (job.reports(transport.world())) channel.write(writer.bytes);
+    return 0;
+  });
+  if (combined_status(outcomes) != 0) throw_rank_failure(outcomes, "start of the job");
+  FirstMeeting found;
+  const std::string bytes = channel.read();
+  Reader reader{bytes};
+  visit(reader, found);
+  return found;
+}
+
+}  // namespace
+
+AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::vector<std::string>& command,
+                                       const BenchOutput& caller) try {
+  Job job(options.ranks, [](const char* name) { return static_cast<const char*>(std::getenv(name)); });
+  const BenchOutput output = job.leads() ? caller : BenchOutput{};
   AllToAllBenchReport report;
-  std::unique_ptr<ResultFiles> files;
-  if (options.write_files) {
-    files = std::make_unique<ResultFiles>(options.tsv, options.jsonl);
+  report.leads = job.leads();
+  Prepared ready;
+  Refusal refusal;
+  refuse_together(job, refusal, [&] { prepare(ready, options, job); });
+  PlacementThresholds thresholds = vendor_thresholds(read_host_info().cpu_vendor);
+  if (!job.local()) {
+    const FirstMeeting found = meet_first(job, options, ready, refusal);
+    if (!found.refusal.text.empty()) {
+      if (report.leads) throw Error(found.refusal.code, found.refusal.text);
+      report.status = exit_status(found.refusal.code);
+      return report;
+    }
+    thresholds = refine_thresholds(thresholds, found.round_trips_ns);
+  } else if (options.ranks > 1) {
+    thresholds = refine_thresholds(thresholds, survey_round_trips(kSurveyCount, kSurveyPause));
+  }
+  const std::vector<Point>& points = ready.points;
+  ResultFiles* const files = ready.files.get();
+  if (files != nullptr) {
     report.tsv_path = files->tsv_path();
     report.jsonl_path = files->jsonl_path();
   }
-  runner.thresholds = find_thresholds(options, read_host_info());
+  const PointRunner runner{options, output, job, ready.tokens(), thresholds, ready.specs, points.size()};
   const std::vector<std::string> names = method_names(runner.specs);
-  if (files)
-    files->begin(tsv_header(names), make_context(command, options, runner.thresholds).to_json() + "\n");
+  if (files != nullptr)
+    files->begin(tsv_header(names), make_context(command, options, thresholds).to_json() + "\n");
 
   const auto start = Clock::now();
   for (std::size_t i = 0; i < points.size(); ++i) {
@@ -189,7 +281,7 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
     try {
       report.points.push_back(runner.run(points[i], i, seconds));
     } catch (...) {
-      if (files && i > 0 && output.text)
+      if (files != nullptr && i > 0 && output.text)
         output.text(fmt::format("\nended early; written so far, {} of {} points: {}\n         {}\n", i,
                                 points.size(), report.tsv_path, report.jsonl_path));
       throw;
@@ -197,16 +289,17 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
     const PointResult& point = report.points.back();
     for (const MethodResult& method : point.methods)
       report.failed = report.failed || method.status == "failed";
-    if (files) {
+    if (files != nullptr) {
       std::string lines;
-      for (const Record& record : result_records(point, options.transport)) lines += record.to_json() + "\n";
+      for (const Record& record : result_records(point)) lines += record.to_json() + "\n";
       files->add_point(tsv_rows(point, names), lines);
     }
     if (output.text) output.text(format_point(point));
   }
+  if (report.failed) report.status = exit_status(Errc::check_failed);
   if (output.progress) output.progress(1, "done");
   if (output.text) output.text(format_conclusion(report.points));
-  if (files && output.text)
+  if (files != nullptr && output.text)
     output.text(fmt::format("\nwritten: {}\n         {}\n", report.tsv_path, report.jsonl_path));
   return report;
 } catch (const std::bad_alloc&) {

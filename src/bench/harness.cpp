@@ -10,8 +10,10 @@
 #include <shunt/bench/timing.h>
 #include <shunt/bench/verify.h>
 #include <shunt/core/error.h>
+#include <shunt/core/host.h>
 #include <shunt/core/random.h>
 
+#include "crossing.h"
 #include "methods/dense.h"
 #include "methods/shared_memory.h"
 #include "probe.h"
@@ -25,6 +27,10 @@ constexpr std::int64_t kInnerRounds = 5;
 
 // The last checks and the inner phases need the rest of a point's time.
 constexpr double kShareForRounds = 0.8;
+
+/// Bytes per second of the slowest exchange worth starting, to leave out hopeless methods before they
+/// allocate.
+constexpr double kHopelessBytesPerSecond = 3e9;
 
 std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
@@ -82,21 +88,35 @@ struct BlockNote {
   FailureNote failure;
 };
 
+Method::Crossed difference(const Method::Crossed& after, const Method::Crossed& before) {
+  const auto less = [](std::int64_t a, std::int64_t b) { return a < 0 || b < 0 ? -1 : a - b; };
+  return {.rows = less(after.rows, before.rows),
+          .results = less(after.results, before.results),
+          .messages = less(after.messages, before.messages)};
+}
+
+/// Sets `sum` to the sum of all ranks' values, or leaves it unknown where one is.
+void add_crossed(std::int64_t& sum, std::int64_t value, bool first) {
+  sum = value < 0 || (!first && sum < 0) ? -1 : (first ? 0 : sum) + value;
+}
+
 /// What each rank found in a verified iteration.
 struct Verdict {
   RankStamps stamps;
   std::uint64_t hash = 0;
   bool hashed = false;
+  Method::Crossed crossed;
   FailureNote wrong;
 };
 
 class PointRun {
  public:
-  PointRun(Transport& transport, const Workload& workload, const MethodPlan& plan,
+  PointRun(Transport& transport, const Workload& workload, const PointTerms& terms,
            const MethodSettings& settings, const HarnessOptions& options)
       : transport_(transport),
         workload_(workload),
-        plan_(plan),
+        terms_(terms),
+        plan_(terms.plan),
         settings_(settings),
         options_(options),
         ranks_(static_cast<std::size_t>(transport.world().size)),
@@ -104,14 +124,12 @@ class PointRun {
             transport.make_collectives(kMaxBlockIterations * static_cast<std::int64_t>(sizeof(RankStamps)),
                                        Clock::now() + settings.deadline)),
         probe_(transport, settings.deadline),
-        memory_(transport, workload, plan.shared, settings.deadline),
+        memory_(transport, workload, plan_.shared, settings.deadline),
         verifier_(workload, transport.world().rank),
-        log_(plan.specs.size(), options.thresholds),
-        inner_log_(plan.specs.size(), options.thresholds),
-        methods_(plan.specs.size()),
-        iteration_ns_(plan.specs.size(), 0),
-        begin_ns_(
-            std::chrono::duration_cast<std::chrono::nanoseconds>(options.start.time_since_epoch()).count()) {}
+        log_(plan_.specs.size(), terms.thresholds, terms.unprobed),
+        inner_log_(plan_.specs.size(), terms.thresholds, terms.unprobed),
+        methods_(plan_.specs.size()),
+        iteration_ns_(plan_.specs.size(), 0) {}
 
   PointResult run() {
     describe();
@@ -143,7 +161,7 @@ class PointRun {
     return all;
   }
 
-  [[nodiscard]] double elapsed(std::int64_t now) const { return static_cast<double>(now - begin_ns_) / 1e9; }
+  [[nodiscard]] double elapsed(std::int64_t now) const { return static_cast<double>(now - terms_.begin_ns) / 1e9; }
 
   void meet() { collectives_->barrier(settings_.deadline); }
 
@@ -157,6 +175,10 @@ class PointRun {
       result_.sparse_bytes +=
           workload_.sent_rows(0, owner) * (workload_.row_bytes() + workload_.scale_bytes());
     result_.dense_bytes = dense_dispatch_bytes(workload_);
+    result_.nodes = transport_.world().num_nodes();
+    result_.transport = transport_.name();
+    result_.provider = options_.provider;
+    result_.clock = clock_name(terms_.clock);
     for (std::size_t i = 0; i < plan_.specs.size(); ++i) {
       const MethodSpec& spec = plan_.specs[i];
       MethodResult method;
@@ -174,13 +196,20 @@ class PointRun {
   void set_up(std::size_t i) {
     MethodResult& result = result_.methods[i];
     if (result.status != "ok") return;
+    FailureNote note;
     try {
       methods_[i] = plan_.specs[i].make(MethodContext{transport_, workload_, settings_, memory_});
     } catch (const Error& error) {
-      // These two are raised on every rank alike and leave the transport usable.
+      // These two leave the transport usable.
       if (error.code() != Errc::out_of_memory && error.code() != Errc::unavailable) throw;
+      const std::string text = error.what();
+      text.copy(note.text, sizeof note.text - 1);
+    }
+    // What one rank cannot make, none measures.
+    result.reason = find_cause(gather(note), [](const FailureNote& one) -> const FailureNote& { return one; });
+    if (!result.reason.empty()) {
       result.status = "skipped";
-      result.reason = error.what();
+      methods_[i].reset();
       return;
     }
     const StepSample cold = verified_iteration(i);
@@ -191,7 +220,7 @@ class PointRun {
     iteration_ns_[i] = cold.total_us * 1e3 / 2;
     const double wanted = static_cast<double>(options_.rounds) * cold.total_us / 1e6;
     if (result.status == "ok" && result.kind == MethodKind::rows && !plan_.specs[i].inner_phases_cost &&
-        wanted > options_.max_seconds / 2) {
+        wanted > terms_.max_seconds / 2) {
       result.status = "skipped";
       result.reason =
           fmt::format("one iteration takes {:.0f} ms; {} rounds do not fit its share of --max-seconds",
@@ -246,7 +275,9 @@ class PointRun {
     RankStamps stamps;
     meet();
     methods_[i]->begin_block();
+    const Method::Crossed before = methods_[i]->crossed();
     iterate(*methods_[i], plan_.specs[i], stamps, &mine);
+    mine.crossed = difference(methods_[i]->crossed(), before);
     methods_[i]->end_block();
     const std::vector<Verdict> verdicts = gather(mine);
     MethodResult& result = result_.methods[i];
@@ -256,8 +287,10 @@ class PointRun {
       all.push_back(verdict.stamps);
       if (verdict.hashed) hashes.push_back(verdict.hash);
     }
-    const std::string wrong =
+    std::string wrong =
         find_cause(verdicts, [](const Verdict& verdict) -> const FailureNote& { return verdict.wrong; });
+    const std::string miscounted = check_crossing(i, verdicts);
+    if (wrong.empty()) wrong = miscounted;
     result.correct = wrong.empty();
     if (!wrong.empty()) {
       result.status = "failed";
@@ -267,7 +300,22 @@ class PointRun {
       result.result_hash = fmt::format(
           "{:016x}",
           hash_bytes(hashes.data(), static_cast<std::int64_t>(hashes.size() * sizeof(std::uint64_t))));
-    return makespan(all);
+    return makespan(all, terms_.clock);
+  }
+
+  /// Sums what crossed; empty, or how that is not what the expert choices ask for.
+  std::string check_crossing(std::size_t i, const std::vector<Verdict>& verdicts) {
+    if (plan_.specs[i].crossing == CrossingPath::none) return {};
+    Crossing& crossing = result_.methods[i].crossing;
+    crossing = expect_crossing(workload_, settings_.node_of, plan_.specs[i].crossing);
+    for (std::size_t r = 0; r < verdicts.size(); ++r) {
+      add_crossed(crossing.row_bytes, verdicts[r].crossed.rows, r == 0);
+      add_crossed(crossing.result_bytes, verdicts[r].crossed.results, r == 0);
+      add_crossed(crossing.message_bytes, verdicts[r].crossed.messages, r == 0);
+    }
+    if (crossing.row_bytes == crossing.counted_row_bytes) return {};
+    return fmt::format("{} bytes of rows crossed between nodes; the expert choices ask for {}",
+                       crossing.row_bytes, crossing.counted_row_bytes);
   }
 
   void verify_again(std::size_t i) {
@@ -323,7 +371,7 @@ class PointRun {
     std::vector<RankStamps> one(ranks_);
     for (std::size_t n = 0; n < stamps_.size(); ++n) {
       for (std::size_t r = 0; r < ranks_; ++r) one[r] = gathered_[r * stamps_.size() + n];
-      samples.push_back(makespan(one));
+      samples.push_back(makespan(one, terms_.clock));
     }
     log.add(i, notes[0].before_ns, notes[0].after_ns, samples);
     iteration_ns_[i] = static_cast<double>(notes[0].wall_ns) / static_cast<double>(iterations);
@@ -343,7 +391,7 @@ class PointRun {
         measure_block(i, *methods_[i], log_);
         if (result_.methods[i].status != "ok") methods_[i].reset();
         // The first round is always whole, so that every method has a number.
-        if (round > 0 && elapsed(last_now_ns_) > options_.max_seconds * kShareForRounds) return;
+        if (round > 0 && elapsed(last_now_ns_) > terms_.max_seconds * kShareForRounds) return;
       }
       const auto gone = [this](std::size_t i) { return methods_[i] == nullptr; };
       active.erase(std::remove_if(active.begin(), active.end(), gone), active.end());
@@ -353,7 +401,7 @@ class PointRun {
         options_.progress(
             std::min(1.0, static_cast<double>(round + 1) / static_cast<double>(options_.rounds)));
       if (log_.complete(active, options_.rounds)) return;
-      if (elapsed(last_now_ns_) > options_.max_seconds * kShareForRounds) return;
+      if (elapsed(last_now_ns_) > terms_.max_seconds * kShareForRounds) return;
     }
   }
 
@@ -369,13 +417,14 @@ class PointRun {
         plan_.specs[i].make(MethodContext{transport_, workload_, settings, memory_});
     for (std::int64_t round = 0; round < std::min(options_.rounds, kInnerRounds); ++round) {
       measure_block(i, *method, inner_log_);
-      if (result_.methods[i].status != "ok" || elapsed(last_now_ns_) > options_.max_seconds) break;
+      if (result_.methods[i].status != "ok" || elapsed(last_now_ns_) > terms_.max_seconds) break;
     }
     meet();
   }
 
   Transport& transport_;
   const Workload& workload_;
+  const PointTerms& terms_;
   const MethodPlan& plan_;
   const MethodSettings& settings_;
   const HarnessOptions& options_;
@@ -390,16 +439,27 @@ class PointRun {
   std::vector<double> iteration_ns_;  ///< Estimate per method, the same on every rank
   std::vector<RankStamps> stamps_;
   std::vector<RankStamps> gathered_;
-  std::int64_t begin_ns_;
   std::int64_t last_now_ns_ = 0;
   PointResult result_;
 };
 
 }  // namespace
 
-PointResult measure_point(Transport& transport, const Workload& workload, const MethodPlan& plan,
-                          const MethodSettings& settings, const HarnessOptions& options) {
-  return PointRun(transport, workload, plan, settings, options).run();
+PointResult measure_point(Transport& transport, const Workload* workload,
+                          const std::vector<MethodSpec>& specs, const MethodSettings& settings,
+                          const HarnessOptions& options) {
+  const PointWishes wishes{
+      .max_seconds = options.max_seconds,
+      .begin_ns =
+          std::chrono::duration_cast<std::chrono::nanoseconds>(options.start.time_since_epoch()).count(),
+      .thresholds = options.thresholds,
+      .available_bytes = available_memory_bytes(),
+      .refusal = options.refusal,
+      .hopeless_bytes_per_second = kHopelessBytesPerSecond};
+  MethodSettings here = settings;
+  here.node_of = separate_nodes(transport);
+  const PointTerms terms = agree_on_point(transport, workload, specs, here, options.rounds, wishes);
+  return PointRun(transport, *workload, terms, here, options).run();
 }
 
 }  // namespace shunt::bench

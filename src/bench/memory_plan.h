@@ -8,7 +8,7 @@
 
 namespace shunt::bench {
 
-/// Which methods of a point run, decided before any rank starts, so that all ranks agree.
+/// Which methods of a point run, decided from what all ranks know, so that they agree.
 struct MethodPlan {
   std::vector<MethodSpec> specs;
   std::vector<std::string> skipped;  ///< Per spec: why it does not run; empty where it does

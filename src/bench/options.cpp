@@ -58,6 +58,21 @@ std::vector<ModelShape> wanted_shapes(const AllToAllBenchOptions& options, const
   return shapes;
 }
 
+void check_transport(const std::string& transport) {
+  if (transport == "auto") return;
+  const auto registry = transport_registry();
+  const auto found = std::find_if(registry.begin(), registry.end(),
+                                  [&](const TransportInfo& info) { return info.name == transport; });
+  if (found == registry.end()) {
+    std::vector<std::string> names{"auto"};
+    for (const TransportInfo& info : registry) names.push_back(info.name);
+    refuse("--transport: \"{}\" is not a transport; allowed: {}", transport, fmt::join(names, ", "));
+  }
+  if (!found->available)
+    throw Error(Errc::unavailable,
+                fmt::format("--transport {} cannot run here: {}", found->name, found->reason));
+}
+
 }  // namespace
 
 std::int64_t parse_whole(std::string_view option, std::string_view text, std::int64_t min, std::int64_t max) {
@@ -102,18 +117,12 @@ RowLayout parse_layout(std::string_view text) {
 }
 
 std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
-                                 const std::function<const char*(const char*)>& get) {
-  // Ranks given on the command line are ranks of this machine, whatever a launcher says.
-  const RankEnvironment environment = options.ranks == 0 ? parse_rank_environment(get) : RankEnvironment{};
-  if (environment.present && environment.nodes() > 1)
-    throw Error(
-        Errc::unavailable,
-        fmt::format(
-            "WORLD_SIZE {} over WORLD_LOCAL_SIZE {} asks for {} nodes: this needs a network transport, which "
-            "this build does not have; allowed: one node (WORLD_SIZE = WORLD_LOCAL_SIZE)",
-            environment.world_size, environment.local_size, environment.nodes()));
-  if (options.ranks == 0) options.ranks = environment.present ? environment.local_size : 2;
+                                 std::int32_t job_ranks) {
+  if (options.ranks == 0) options.ranks = job_ranks > 0 ? job_ranks : 2;
   check_range("--ranks", options.ranks, 1, 1024);
+  check_range("--nodes", options.nodes, 1, options.ranks);
+  if (options.ranks % options.nodes != 0)
+    refuse("--nodes is {}; allowed: a divisor of the number of ranks, {}", options.nodes, options.ranks);
   check_range("--dp-size", options.dp_size, 1, options.ranks);
   if (options.ranks % options.dp_size != 0)
     refuse("--dp-size is {}; allowed: a divisor of the number of ranks, {}", options.dp_size, options.ranks);
@@ -131,17 +140,7 @@ std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump*
   if (options.tokens.empty()) refuse("--tokens is empty; allowed: whole numbers from 1 to {}", kMaxTokens);
   for (const std::int64_t tokens : options.tokens) check_range("--tokens", tokens, 1, kMaxTokens);
 
-  const auto registry = transport_registry();
-  const auto found = std::find_if(registry.begin(), registry.end(),
-                                  [&](const TransportInfo& info) { return info.name == options.transport; });
-  if (found == registry.end()) {
-    std::vector<std::string> names;
-    for (const TransportInfo& info : registry) names.push_back(info.name);
-    refuse("--transport: \"{}\" is not a transport; allowed: {}", options.transport, fmt::join(names, ", "));
-  }
-  if (!found->available)
-    throw Error(Errc::unavailable,
-                fmt::format("--transport {} cannot run here: {}", found->name, found->reason));
+  check_transport(options.transport);
 
   std::vector<Point> points;
   for (const ModelShape& shape : wanted_shapes(options, dump)) {
@@ -175,8 +174,10 @@ std::vector<MethodSpec> select_methods(const AllToAllBenchOptions& options) {
   if (options.methods.empty()) return options.registry;
   std::vector<MethodSpec> selected;
   for (const MethodSpec& spec : options.registry)
-    if (std::find(options.methods.begin(), options.methods.end(), spec.name) != options.methods.end())
+    if (std::find(options.methods.begin(), options.methods.end(), spec.name) != options.methods.end()) {
       selected.push_back(spec);
+      selected.back().asked_for = true;
+    }
   for (const std::string& name : options.methods) {
     if (std::any_of(selected.begin(), selected.end(),
                     [&](const MethodSpec& spec) { return spec.name == name; }))

@@ -41,15 +41,17 @@ PlacementThresholds refine_thresholds(const PlacementThresholds& prior,
   return refined;
 }
 
-const char* placement_label(double round_trip_ns, const PlacementThresholds& thresholds) {
-  if (round_trip_ns < 0) return "single";
+const char* placement_label(double round_trip_ns, const PlacementThresholds& thresholds,
+                            const char* unprobed) {
+  if (round_trip_ns < 0) return unprobed;
   if (round_trip_ns < thresholds.near_ns) return "near";
   return round_trip_ns < thresholds.same_l3_ns ? "same_l3" : "far";
 }
 
-std::string block_label(double before_ns, double after_ns, const PlacementThresholds& thresholds) {
-  const std::string before = placement_label(before_ns, thresholds);
-  return before == placement_label(after_ns, thresholds) ? before : "";
+std::string block_label(double before_ns, double after_ns, const PlacementThresholds& thresholds,
+                        const char* unprobed) {
+  const std::string before = placement_label(before_ns, thresholds, unprobed);
+  return before == placement_label(after_ns, thresholds, unprobed) ? before : "";
 }
 
 }  // namespace shunt::bench

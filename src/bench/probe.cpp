@@ -53,9 +53,11 @@ void RoundTripProbe::wait_for(std::uint64_t value, std::int32_t peer) {
 
 double RoundTripProbe::measure() {
   const World& world = transport_.world();
-  if (world.size < 2 || world.rank > 1 || !transport_.capabilities().load_store) return -1;
+  if (world.size < 2 || world.rank > 1) return -1;
   const std::int32_t peer = 1 - world.rank;
-  const auto theirs = word(transport_.peer_pointer(words_, peer));
+  std::byte* const pointer = transport_.peer_pointer(words_, peer);
+  if (pointer == nullptr) return -1;
+  const auto theirs = word(pointer);
   double best = std::numeric_limits<double>::max();
   for (int batch = 0; batch < kBatches; ++batch) {
     const auto start = Clock::now();
@@ -74,16 +76,21 @@ double RoundTripProbe::measure() {
   return world.rank == 0 ? best : -1;
 }
 
+std::vector<double> RoundTripProbe::survey(int count, std::chrono::microseconds pause) {
+  std::vector<double> found;
+  for (int i = 0; i < count; ++i) {
+    if (const double ns = measure(); ns >= 0) found.push_back(ns);
+    std::this_thread::sleep_for(pause);
+  }
+  return found;
+}
+
 std::vector<double> survey_round_trips(int count, std::chrono::microseconds pause) {
   if (available_cores() < 2) return {};
   const Channel channel;
   const auto body = [&](Transport& transport) {
     RoundTripProbe probe(transport, std::chrono::seconds(10));
-    std::vector<double> found;
-    for (int i = 0; i < count; ++i) {
-      found.push_back(probe.measure());
-      std::this_thread::sleep_for(pause);
-    }
+    const std::vector<double> found = probe.survey(count, pause);
     if (transport.world().rank == 0)
       channel.write(std::string(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(double)));
     return 0;

@@ -13,8 +13,10 @@ class RoundTripProbe {
   /// Collective.
   RoundTripProbe(Transport& transport, std::chrono::milliseconds deadline);
   /// Ranks 0 and 1 take part, others return at once. Nanoseconds on rank 0: the fastest of 12 batches of 20
-  /// round trips; -1 on other ranks, in a world of one, and where peers' memory cannot be loaded.
+  /// round trips; -1 on other ranks, in a world of one, and where these two cannot load each other's memory.
   [[nodiscard]] double measure();
+  /// Collective. `count` round trips on rank 0, `pause` apart; empty elsewhere, and where there are none.
+  [[nodiscard]] std::vector<double> survey(int count, std::chrono::microseconds pause);
 
  private:
   void wait_for(std::uint64_t value, std::int32_t peer);

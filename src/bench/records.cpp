@@ -26,8 +26,7 @@ bool was_seen(const MethodResult& method) {
   });
 }
 
-Record base_record(const PointResult& result, const MethodResult& method, std::string_view transport,
-                   const std::string& phase) {
+Record base_record(const PointResult& result, const MethodResult& method, const std::string& phase) {
   const Point& point = result.point;
   const bool unseen = method.status == "ok" && !was_seen(method);
   Record record("result");
@@ -38,9 +37,11 @@ Record base_record(const PointResult& result, const MethodResult& method, std::s
       .set("status", unseen ? "skipped" : method.status)
       .set("reason", unseen ? "no block kept" : method.reason)
       .set("correct", method.correct)
-      .set("transport", std::string(transport))
+      .set("transport", result.transport)
+      .set("provider", result.provider)
+      .set("clock", result.clock)
       .set("ranks", std::int64_t{point.ranks})
-      .set("nodes", std::int64_t{1})
+      .set("nodes", result.nodes)
       .set("dp_size", std::int64_t{point.dp_size})
       .set("preset", point.preset)
       .set("experts", std::int64_t{point.num_experts})
@@ -54,13 +55,35 @@ Record base_record(const PointResult& result, const MethodResult& method, std::s
   return record;
 }
 
+RecordValue known(std::int64_t bytes) {
+  return bytes < 0 ? RecordValue{} : RecordValue(bytes);
+}
+RecordValue known(double bytes) {
+  return bytes < 0 ? RecordValue{} : RecordValue(bytes);
+}
+
+/// What of a phase crossed between nodes, for methods that count it.
+void set_crossing(Record& record, const Crossing& crossing, std::string_view phase) {
+  if (crossing.path == CrossingPath::none) return;
+  if (phase == "dispatch")
+    record.set("crossed_bytes", known(crossing.row_bytes))
+        .set("crossed_bytes_counted", known(crossing.counted_row_bytes))
+        .set("crossed_bytes_uniform", known(crossing.uniform_row_bytes))
+        .set("crossed_bytes_sigma", known(crossing.uniform_row_sigma));
+  else if (phase == "combine")
+    record.set("crossed_bytes", known(crossing.result_bytes))
+        .set("crossed_bytes_counted", known(crossing.counted_result_bytes));
+  else if (phase == "total")
+    record.set("crossed_message_bytes", known(crossing.message_bytes));
+}
+
 }  // namespace
 
-std::vector<Record> result_records(const PointResult& result, std::string_view transport) {
+std::vector<Record> result_records(const PointResult& result) {
   std::vector<Record> records;
   for (const MethodResult& method : result.methods) {
     if (method.status != "ok" || !was_seen(method)) {
-      Record record = base_record(result, method, transport, "total");
+      Record record = base_record(result, method, "total");
       record.set("placement", RecordValue{}).set("rounds", RecordValue(std::int64_t{0}));
       for (const char* key : {"median_us", "p90_us", "p99_us", "min_us", "max_us"})
         record.set(key, RecordValue{});
@@ -73,7 +96,7 @@ std::vector<Record> result_records(const PointResult& result, std::string_view t
     }
     for (const PhaseResult& phase : method.phases) {
       const std::int64_t bytes = phase_bytes(result, method, phase.phase);
-      Record record = base_record(result, method, transport, phase.phase);
+      Record record = base_record(result, method, phase.phase);
       record.set("placement", phase.placement)
           .set("rounds", phase.rounds)
           .set("median_us", phase.us.median)
@@ -91,6 +114,7 @@ std::vector<Record> result_records(const PointResult& result, std::string_view t
       const char* const names[] = {"dispatch", "touch", "combine", "total"};
       for (std::size_t i = 0; i < 4; ++i)
         if (phase.phase == names[i]) record.set("cold_us", method.cold_us[i]);
+      if (result.nodes > 1) set_crossing(record, method.crossing, phase.phase);
       record.set("result_hash", method.result_hash);
       records.push_back(std::move(record));
     }

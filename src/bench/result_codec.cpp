@@ -28,6 +28,7 @@ void visit(Archive& a, PointResult& r) {
     for (double& us : m.cold_us) field(a, us);
     field(a, m.has_dispatch);
     field(a, m.has_combine);
+    field(a, m.crossing);
     list(a, m.phases, [&a](PhaseResult& p) {
       field(a, p.placement);
       field(a, p.phase);
@@ -45,6 +46,10 @@ void visit(Archive& a, PointResult& r) {
   field(a, r.sparse_bytes);
   field(a, r.dense_bytes);
   field(a, r.required_rounds);
+  field(a, r.nodes);
+  field(a, r.transport);
+  field(a, r.provider);
+  field(a, r.clock);
 }
 
 }  // namespace

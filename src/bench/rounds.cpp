@@ -4,18 +4,20 @@
 
 namespace shunt::bench {
 
-StepSample makespan(std::span<const RankStamps> ranks) {
+StepSample makespan(std::span<const RankStamps> ranks, StampClock clock) {
   StepSample sample;
   sample.inner_us.fill(-1);
   if (ranks.empty()) return sample;
   const auto span = [&](std::int64_t RankStamps::*begin, std::int64_t RankStamps::*end) {
     std::int64_t first = ranks.front().*begin;
     std::int64_t last = ranks.front().*end;
+    std::int64_t longest = last - first;
     for (const RankStamps& rank : ranks) {
       first = std::min(first, rank.*begin);
       last = std::max(last, rank.*end);
+      longest = std::max(longest, rank.*end - rank.*begin);
     }
-    return static_cast<double>(last - first) / 1e3;
+    return static_cast<double>(clock == StampClock::common ? last - first : longest) / 1e3;
   };
   sample.dispatch_us = span(&RankStamps::dispatch_begin, &RankStamps::dispatch_end);
   sample.touch_us = span(&RankStamps::touch_begin, &RankStamps::touch_end);
@@ -32,7 +34,7 @@ void RoundLog::add(std::size_t method, double before_ns, double after_ns,
                    const std::vector<StepSample>& samples) {
   for (const double ns : {before_ns, after_ns})
     if (ns >= 0) round_trips_ns_.push_back(ns);
-  const std::string label = block_label(before_ns, after_ns, thresholds_);
+  const std::string label = block_label(before_ns, after_ns, thresholds_, unprobed_);
   if (label.empty()) {
     ++dropped_;
     return;
@@ -44,7 +46,7 @@ void RoundLog::add(std::size_t method, double before_ns, double after_ns,
 }
 
 bool RoundLog::complete(const std::vector<std::size_t>& methods, std::int64_t required) const {
-  for (const char* placement : {"single", "near", "same_l3", "far"})
+  for (const char* placement : {"single", "network", "near", "same_l3", "far"})
     if (std::all_of(methods.begin(), methods.end(), [&](std::size_t method) {
           const auto found = methods_[method].find(placement);
           return found != methods_[method].end() && found->second.rounds >= required;

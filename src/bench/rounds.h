@@ -13,8 +13,9 @@ namespace shunt::bench {
 /// Blocks of all methods of a point, by placement class.
 class RoundLog {
  public:
-  RoundLog(std::size_t num_methods, const PlacementThresholds& thresholds)
-      : methods_(num_methods), thresholds_(thresholds) {}
+  /// `unprobed`: the class of blocks without a round trip, as in placement_label().
+  RoundLog(std::size_t num_methods, const PlacementThresholds& thresholds, const char* unprobed)
+      : methods_(num_methods), thresholds_(thresholds), unprobed_(unprobed) {}
 
   /// Drops the block where its two probes fall into different classes.
   void add(std::size_t method, double before_ns, double after_ns, const std::vector<StepSample>& samples);
@@ -37,6 +38,7 @@ class RoundLog {
   };
   std::vector<std::map<std::string, ClassLog>> methods_;
   PlacementThresholds thresholds_;
+  const char* unprobed_;
   std::vector<double> round_trips_ns_;
   std::int64_t kept_ = 0;
   std::int64_t dropped_ = 0;

@@ -60,16 +60,29 @@ std::string row(const PointResult& result, const MethodResult& method, const std
                      fmt::format("{:.0f}", method.cold_us[3]), any == nullptr ? 0 : any->rounds);
 }
 
+/// What crossed between nodes, where the method counts it.
+std::string crossing_line(const MethodResult& method) {
+  const Crossing& crossing = method.crossing;
+  if (crossing.row_bytes < 0) return {};
+  std::string text = fmt::format("  {}: {} bytes of rows crossed in dispatch, as counted", method.name,
+                                 crossing.row_bytes);
+  if (crossing.uniform_row_bytes >= 0)
+    text += fmt::format(" (uniform routing: {:.0f}, sigma {:.0f})", crossing.uniform_row_bytes,
+                        crossing.uniform_row_sigma);
+  return text + fmt::format("; {} of results, {} of messages\n", crossing.result_bytes, crossing.message_bytes);
+}
+
 }  // namespace
 
 std::string format_point(const PointResult& result) {
   const Point& point = result.point;
   const std::string placement = result.main_placement();
   std::string text =
-      fmt::format("\n{}: {} experts, top-{}, hidden {}; {} tokens per {}, {} ranks{}; {} -> {}; routing {}\n",
+      fmt::format("\n{}: {} experts, top-{}, hidden {}; {} tokens per {}, {} ranks{}{}; {} -> {}; routing {}\n",
                   point.preset, point.num_experts, point.top_k, point.hidden, point.tokens,
                   point.dp_size > 1 ? "group" : "rank", point.ranks,
                   point.dp_size > 1 ? fmt::format(" in groups of {}", point.dp_size) : "",
+                  result.nodes > 1 ? fmt::format(" on {} nodes by {}", result.nodes, result.transport) : "",
                   dtype_name(point.in_dtype), dtype_name(point.out_dtype), point.routing_label);
   if (placement.empty()) {
     text += "  no block kept: the placement of the ranks changed inside every one; give more --max-seconds\n";
@@ -90,15 +103,16 @@ std::string format_point(const PointResult& result) {
     for (const MethodResult* method : rows) text += row(result, *method, placement);
     for (const MethodResult* method : floors) text += row(result, *method, placement);
     text += fmt::format(
-        "  median us of the slowest rank; p99 of the total; GB/s = (dispatch {} + combine {} bytes) / "
+        "  median us of the slowest rank{}; p99 of the total; GB/s = (dispatch {} + combine {} bytes) / "
         "(dispatch + combine);\n"
         "  disp/fl = dispatch / (xcopy + empty), comb/fl = combine / (reduce + empty); first = total of the "
         "cold first call\n",
+        result.clock == "common" ? "" : " (machines with clocks of their own: the longest of the ranks' times)",
         result.dispatch_bytes, result.combine_bytes);
   }
   std::vector<std::string> unseen;
   for (const char* other : kAllPlacements) {
-    if (other == placement || placement == "single") continue;
+    if (other == placement || placement == "single" || placement == "network") continue;
     std::int64_t rounds = 0;
     for (const MethodResult& method : result.methods)
       if (const PhaseResult* phase = method.find(other, "total"); phase != nullptr)
@@ -109,6 +123,8 @@ std::string format_point(const PointResult& result) {
                                        rounds < result.required_rounds ? ", too few to compare" : ""));
   }
   if (!unseen.empty()) text += fmt::format("  other placements: {}\n", fmt::join(unseen, "; "));
+  for (const MethodResult& method : result.methods)
+    if (result.nodes > 1 && method.status == "ok") text += crossing_line(method);
   for (const MethodResult& method : result.methods) {
     if (method.status == "ok") {
       const PhaseResult* phase =

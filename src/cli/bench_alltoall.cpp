@@ -80,9 +80,9 @@ int run(const Typed& typed, const std::vector<std::string>& arguments) {
     std::fflush(stdout);
   };
   const bench::AllToAllBenchReport report = bench::run_alltoall_bench(typed.options, arguments, output);
-  if (report.failed)
+  if (report.failed && report.leads)
     throw Error(Errc::check_failed, "a method delivered wrong data; the tables above say which and where");
-  return 0;
+  return report.status;
 }
 
 }  // namespace
@@ -92,7 +92,9 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
       "alltoall", "Which dispatch and combine method is fastest here, phase by phase, every payload checked");
   const auto typed = std::make_shared<Typed>();
   AllToAllBenchOptions& o = typed->options;
-  add_whole(*app, "--ranks", "Ranks on this machine (default 2, or WORLD_LOCAL_SIZE)", o.ranks, 1, 1024);
+  add_whole(*app, "--ranks", "Ranks on this machine, whatever a launcher says (default: the job's, else 2)",
+            o.ranks, 1, 1024);
+  add_whole(*app, "--nodes", "Nodes that these ranks pretend to be on (default 1)", o.nodes, 1, 1024);
   add_list(*app, "--preset", "Model shapes (default v2-lite,r1)", o.presets);
   add_whole(*app, "--experts", "Experts over all ranks", o.num_experts, 1, 1 << 20);
   add_whole(*app, "--topk", "Experts per token", o.top_k, 1, 1 << 20);
@@ -105,7 +107,12 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
            [&o](const std::string&, const std::string& text) { o.in_dtype = parse_dtype(text); });
   add_text(*app, "--out-dtype", "Of results (default bfloat16)", "bfloat16|float16|float32",
            [&o](const std::string&, const std::string& text) { o.out_dtype = parse_dtype(text); });
-  app->add_option("--transport", o.transport, "How ranks reach each other (default shm); see shunt doctor");
+  app->add_option("--transport", o.transport, 
+                  "How ranks reach each other (default auto: shm on one node, else mpi under an MPI launcher, else "
+                  "ofi); see shunt doctor")
+      ->type_name("NAME");
+  app->add_option("--provider", o.provider, "Of ofi, such as tcp;ofi_rxm or verbs;ofi_rxm (default: the best)")
+      ->type_name("NAME");
   add_text(*app, "--layout", "Of received rows (default packed)", "packed|padded",
            [&o](const std::string&, const std::string& text) { o.layout = bench::parse_layout(text); });
   add_whole(*app, "--alignment", "Rows to which each expert's start is aligned (default 1)", o.alignment, 1,

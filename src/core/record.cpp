@@ -190,6 +190,18 @@ std::string Record::to_json() const {
   return out;
 }
 
+void set_host_fields(Record& record, const HostInfo& host) {
+  record.set("cpu_model", host.cpu_model)
+      .set("cpu_vendor", host.cpu_vendor)
+      .set("cpu_features", host.cpu_features)
+      .set("kernel", host.kernel)
+      .set("cores", std::int64_t{host.cores})
+      .set("l2_bytes", host.l2_bytes)
+      .set("l3_bytes", host.l3_bytes)
+      .set("memory_total_bytes", host.memory_total_bytes)
+      .set("memory_available_bytes", host.memory_available_bytes);
+}
+
 Record context_record(const std::vector<std::string>& command) {
   const HostInfo host = read_host_info();
   std::string line;
@@ -199,22 +211,14 @@ Record context_record(const std::vector<std::string>& command) {
       .set("version", version())
       .set("git_revision", git_revision())
       .set("date", utc_now())
-      .set("host", host.hostname)
-      .set("cpu_model", host.cpu_model)
-      .set("cpu_vendor", host.cpu_vendor)
-      .set("cpu_features", host.cpu_features)
-      .set("kernel", host.kernel)
-      .set("cores", std::int64_t{host.cores})
-      .set("l2_bytes", host.l2_bytes)
-      .set("l3_bytes", host.l3_bytes)
-      .set("memory_total_bytes", host.memory_total_bytes)
-      .set("memory_available_bytes", host.memory_available_bytes)
+      .set("host", host.hostname);
+  set_host_fields(record, host);
 #if defined(__clang__)
-      .set("compiler", "clang " __clang_version__)
+  record.set("compiler", "clang " __clang_version__);
 #else
-      .set("compiler", "gcc " __VERSION__)
+  record.set("compiler", "gcc " __VERSION__);
 #endif
-      .set("command", line);
+  record.set("command", line);
   return record;
 }
 

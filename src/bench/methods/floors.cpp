@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 
-#include <shunt/core/error.h>
 #include <shunt/pack/kernels.h>
 
 #include "packed.h"
@@ -200,7 +199,9 @@ SharedSizes xcopy_sizes(const Workload& workload) {
   const std::int64_t payload = workload.row_bytes() + workload.scale_bytes();
   sizes.tokens = workload.point().tokens * payload;
   sizes.rows = packed_rows_bytes(workload);
-  sizes.region = first_free_byte(workload.point().ranks) + workload.max_arriving_rows() * payload;
+  // A node's tokens in equal parts are no more than its busiest rank's rows, but for one each of rounding up.
+  sizes.region =
+      first_free_byte(workload.point().ranks) + (workload.max_arriving_rows() + workload.point().ranks) * payload;
   sizes.outputs = workload.max_arriving_rows() * workload.out_row_bytes();
   return sizes;
 }
@@ -212,8 +213,7 @@ SharedSizes reduce_sizes(const Workload& workload) {
 }
 
 std::unique_ptr<Method> make_xcopy_method(const MethodContext& context, CopyWay way) {
-  if (!context.transport.capabilities().load_store)
-    throw Error(Errc::unavailable, "xcopy needs a transport whose peers' memory can be loaded and stored");
+  if (way == CopyWay::put || way == CopyWay::put_node) return make_put_floor(context, way == CopyWay::put_node);
   return std::make_unique<XcopyMethod>(context, way);
 }
 

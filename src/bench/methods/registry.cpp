@@ -2,6 +2,7 @@
 
 #include <shunt/alltoall/config.h>
 #include <shunt/bench/method.h>
+#include <shunt/transport/transport.h>
 #include <shunt/pack/kernels.h>
 
 #include "dense.h"
@@ -12,14 +13,27 @@
 namespace shunt::bench {
 namespace {
 
-MethodSpec shunt_method(const char* name, const char* summary, Delivery delivery) {
+MethodSpec shunt_method(const char* name, const char* summary, Delivery delivery, Path path) {
   MethodSpec spec{.name = name, .summary = summary};
   spec.kind = delivery == Delivery::view ? MethodKind::view : MethodKind::rows;
   spec.inner_phases_cost = true;
-  spec.own_bytes = [delivery](const Workload& workload, const MethodSettings& settings) {
-    return shunt_bytes(workload, settings, delivery);
+  // With one rank on each node, a token per node is a token per rank.
+  spec.crossing = path == Path::flat ? CrossingPath::ranks : CrossingPath::nodes;
+  spec.own_bytes = [delivery, path](const Workload& workload, const MethodSettings& settings) {
+    return shunt_bytes(workload, settings, delivery, path);
   };
-  spec.make = [delivery](const MethodContext& context) { return make_shunt_method(context, delivery); };
+  spec.make = [delivery, path](const MethodContext& context) {
+    return make_shunt_method(context, delivery, path);
+  };
+  return spec;
+}
+
+/// Ways of shunt that differ from it only where some memory cannot be loaded.
+MethodSpec network_method(const char* name, const char* summary, Path path) {
+  MethodSpec spec = shunt_method(name, summary, Delivery::rows, path);
+  spec.only_if_asked = [](const Transport& transport) -> std::string {
+    return transport.capabilities().load_store ? "one node: the same as shunt" : "";
+  };
   return spec;
 }
 
@@ -39,6 +53,12 @@ MethodSpec xcopy_method(const char* variant, CopyWay way) {
   spec.kind = MethodKind::floor;
   spec.has_combine = false;
   spec.shared_sizes = xcopy_sizes;
+  const bool put = way == CopyWay::put || way == CopyWay::put_node;
+  spec.unsuited = [put](const Transport& transport) -> std::string {
+    if (transport.capabilities().load_store == !put) return {};
+    return put ? "every rank's memory can be loaded: push and pull are the floor"
+               : "some ranks' memory cannot be loaded: put is the floor";
+  };
   spec.make = [way](const MethodContext& context) { return make_xcopy_method(context, way); };
   return spec;
 }
@@ -77,9 +97,14 @@ const char* inner_name(Inner inner) noexcept {
 
 std::vector<MethodSpec> alltoall_methods() {
   std::vector<MethodSpec> all;
-  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place", Delivery::rows));
-  all.push_back(
-      shunt_method("shunt/view", "pointers to the rows where the sources hold them", Delivery::view));
+  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place",
+                             Delivery::rows, Path::automatic));
+  all.push_back(shunt_method("shunt/view", "pointers to the rows where the sources hold them", Delivery::view,
+                             Path::automatic));
+  all.push_back(network_method("shunt/flat", "over several nodes, a token crosses once to each rank",
+                               Path::flat));
+  all.push_back(network_method("shunt/hier", "over several nodes, a token crosses once to each node",
+                               Path::hierarchical));
 
   MethodSpec empty{.name = "empty", .summary = "floor: shunt's step with zero tokens"};
   empty.kind = MethodKind::floor;
@@ -90,6 +115,8 @@ std::vector<MethodSpec> alltoall_methods() {
   all.push_back(xcopy_method("push_streaming", CopyWay::push_streaming));
   all.push_back(xcopy_method("pull", CopyWay::pull));
   all.push_back(xcopy_method("pull_streaming", CopyWay::pull_streaming));
+  all.push_back(xcopy_method("put", CopyWay::put));
+  all.push_back(xcopy_method("put_node", CopyWay::put_node));
   MethodSpec reduce{.name = "reduce", .summary = "floor of combine: the weighted sums of rows already local"};
   reduce.kind = MethodKind::floor;
   reduce.has_dispatch = false;
@@ -122,10 +149,6 @@ std::vector<MethodSpec> alltoall_methods() {
   all.push_back(
       absent("simd/mpi-dedup", "one row per token and rank over MPI", "this build has no MPI transport"));
   all.push_back(absent("simd/gloo", "vector pack, gloo alltoallv", "this build has no gloo"));
-  all.push_back(
-      absent("shunt/flat", "shunt over several nodes, one hop", "this build has no network transport"));
-  all.push_back(
-      absent("shunt/hier", "shunt over several nodes, two hops", "this build has no network transport"));
   all.push_back(absent("memcpy", "floor: device copy of the same bytes", "this build has no CUDA"));
   return all;
 }

@@ -9,7 +9,8 @@
 namespace shunt::bench {
 namespace {
 
-AllToAllConfig make_config(const Workload& workload, const MethodSettings& settings, Delivery delivery) {
+AllToAllConfig make_config(const Workload& workload, const MethodSettings& settings, Delivery delivery,
+                           Path path) {
   const Point& point = workload.point();
   AllToAllConfig config;
   config.max_tokens = point.tokens;
@@ -27,6 +28,7 @@ AllToAllConfig make_config(const Workload& workload, const MethodSettings& setti
   config.alignment = settings.alignment;
   config.delivery = delivery;
   config.max_recv_rows = settings.max_recv_rows;
+  config.path = path;
   config.record_waits = settings.record_inner;
   config.deadline = settings.deadline;
   return config;
@@ -121,6 +123,13 @@ class ShuntMethod final : public Method {
                   static_cast<std::size_t>(workload_.row_bytes()));
   }
 
+  [[nodiscard]] Crossed crossed() const override {
+    const ByteCounters& counters = all_to_all_.byte_counters();
+    return {.rows = counters.crossed_rows,
+            .results = counters.crossed_results,
+            .messages = counters.crossed_messages};
+  }
+
   [[nodiscard]] std::span<std::byte> own_tokens() override {
     return {all_to_all_.token_buffer().data, static_cast<std::size_t>(tokens_ * workload_.row_bytes())};
   }
@@ -167,20 +176,23 @@ class ShuntMethod final : public Method {
 
 }  // namespace
 
-std::unique_ptr<Method> make_shunt_method(const MethodContext& context, Delivery delivery) {
-  return std::make_unique<ShuntMethod>(context, make_config(context.workload, context.settings, delivery),
-                                       false);
+std::unique_ptr<Method> make_shunt_method(const MethodContext& context, Delivery delivery, Path path) {
+  return std::make_unique<ShuntMethod>(
+      context, make_config(context.workload, context.settings, delivery, path), false);
 }
 
 std::unique_ptr<Method> make_empty_method(const MethodContext& context) {
-  AllToAllConfig config = make_config(context.workload, context.settings, Delivery::rows);
+  AllToAllConfig config = make_config(context.workload, context.settings, Delivery::rows, Path::automatic);
   config.max_tokens = 0;
   config.max_recv_rows = -1;
   return std::make_unique<ShuntMethod>(context, config, true);
 }
 
-std::int64_t shunt_bytes(const Workload& workload, const MethodSettings& settings, Delivery delivery) {
-  return workspace_size(make_config(workload, settings, delivery), workload.point().ranks).total();
+std::int64_t shunt_bytes(const Workload& workload, const MethodSettings& settings, Delivery delivery,
+                         Path path) {
+  return workspace_size(make_config(workload, settings, delivery, path), workload.point().ranks,
+                        settings.node_of)
+      .total();
 }
 
 }  // namespace shunt::bench

@@ -83,6 +83,14 @@ class Method {
     bool by_peer = false;  ///< Only what a failure on another rank led to, so that one explains more
   };
   [[nodiscard]] virtual Failure failure() const { return {}; }
+  /// Bytes this rank has handed to the transport for ranks whose memory cannot be loaded, since construction; -1
+  /// where the method does not count them.
+  struct Crossed {
+    std::int64_t rows = -1;      ///< Tokens and their scales in dispatch
+    std::int64_t results = -1;   ///< Expert results in combine
+    std::int64_t messages = -1;  ///< Everything else of both
+  };
+  [[nodiscard]] virtual Crossed crossed() const { return {}; }
 
  protected:
   Method() { inner_.fill(-1); }
@@ -103,13 +111,22 @@ enum class MethodKind : std::uint8_t {
   floor,  ///< A bound, not a method: part of a step
 };
 
-/// Options that reach into a method.
+/// What of a token crosses only once between ranks that cannot load each other's memory.
+enum class CrossingPath : std::uint8_t {
+  none,   ///< Not known, or not counted.
+  ranks,  ///< A token crosses once to each rank that has experts of it.
+  nodes,  ///< A token crosses once to each node that has experts of it.
+};
+
+/// Options that reach into a method, and what it must know of the world to size its memory.
 struct MethodSettings {
   RowLayout layout = RowLayout::packed;
   std::int64_t alignment = 1;
   std::int64_t max_recv_rows = -1;
   std::chrono::milliseconds deadline{30'000};
   bool record_inner = false;  ///< Ask the method for inner phases even where they cost time
+  /// [R] node of every rank where memory is loaded within nodes only; empty: all memory is.
+  std::vector<std::int32_t> node_of = {};
 };
 
 /// Bytes of the buffers that the methods of a point share, per rank: only one method runs at a time. Methods
@@ -145,6 +162,14 @@ struct MethodSpec {
   std::string summary{};  ///< One line for --list
   MethodKind kind = MethodKind::rows;
   std::string unavailable{};  ///< Why this build or machine cannot run it; empty where it can
+  /// Why this world cannot run it, looked at before anything is made; empty text where it can. Ranks may differ:
+  /// what one cannot run, none does.
+  std::function<std::string(const Transport&)> unsuited{};
+  /// The same for what only a wish of its own in --methods overrides.
+  std::function<std::string(const Transport&)> only_if_asked{};
+  bool asked_for = false;  ///< Named in --methods
+  /// Which bytes cross, for methods whose Method::crossed() counts them: the count must be right to the byte.
+  CrossingPath crossing = CrossingPath::none;
   bool has_dispatch = true;
   bool has_combine = true;
   bool inner_phases_cost = false;  ///< Inner phases need settings.record_inner and a run of their own

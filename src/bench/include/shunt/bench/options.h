@@ -13,7 +13,8 @@ namespace shunt::bench {
 
 /// What `shunt bench alltoall` was asked to do. Values here are checked by run_alltoall_bench.
 struct AllToAllBenchOptions {
-  std::int32_t ranks = 0;            ///< 0: WORLD_LOCAL_SIZE where set, else 2
+  std::int32_t ranks = 0;            ///< Of this machine, whatever a launcher says; 0: the job's, else 2
+  std::int32_t nodes = 1;            ///< That the ranks of this machine pretend to be on; divides ranks
   std::vector<std::string> presets;  ///< Empty: v2-lite and r1, unless a size below is given
   std::int32_t num_experts = 0;      ///< 0: from the preset
   std::int32_t top_k = 0;
@@ -22,7 +23,8 @@ struct AllToAllBenchOptions {
   std::int32_t dp_size = 1;
   DType in_dtype = DType::bf16;
   DType out_dtype = DType::bf16;
-  std::string transport = "shm";
+  std::string transport = "auto";
+  std::string provider;  ///< See LaunchOptions
   RankMode mode = RankMode::processes;
   RowLayout layout = RowLayout::packed;
   std::int64_t alignment = 1;
@@ -57,11 +59,12 @@ struct AllToAllBenchOptions {
 /// Splits at commas; empty parts are an error.
 [[nodiscard]] std::vector<std::string> split_list(std::string_view option, std::string_view text);
 
-/// Checks the options against each other and lists the points: presets, then routings, then token counts. The
-/// variables MASTER_ADDR … are read through `get`.
-/// Errors: Errc::invalid_argument with option, value and range; Errc::unavailable for more than one node.
+/// Checks the options against each other and lists the points: presets, then routings, then token counts.
+/// Without --ranks there are `job_ranks`, or 2 where that is 0.
+/// Errors: Errc::invalid_argument with option, value and range; Errc::unavailable for a transport that this machine
+///         or build lacks.
 [[nodiscard]] std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
-                                               const std::function<const char*(const char*)>& get);
+                                               std::int32_t job_ranks);
 
 /// The methods asked for, floors included.
 /// Errors: Errc::invalid_argument lists the names there are.

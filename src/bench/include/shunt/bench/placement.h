@@ -22,11 +22,13 @@ struct PlacementThresholds {
 [[nodiscard]] PlacementThresholds refine_thresholds(const PlacementThresholds& prior,
                                                     std::span<const double> round_trips_ns);
 
-/// "near", "same_l3" or "far"; "single" for a round trip below 0 (one rank has no peer).
-[[nodiscard]] const char* placement_label(double round_trip_ns, const PlacementThresholds& thresholds);
+/// "near", "same_l3" or "far"; `unprobed` for a round trip below 0: "single" (one rank has no peer) or "network"
+/// (ranks 0 and 1 do not reach each other's memory).
+[[nodiscard]] const char* placement_label(double round_trip_ns, const PlacementThresholds& thresholds,
+                                          const char* unprobed = "single");
 
 /// Label of a block, or "" where its two probes disagree and it is to be dropped.
-[[nodiscard]] std::string block_label(double before_ns, double after_ns,
-                                      const PlacementThresholds& thresholds);
+[[nodiscard]] std::string block_label(double before_ns, double after_ns, const PlacementThresholds& thresholds,
+                                      const char* unprobed = "single");
 
 }  // namespace shunt::bench

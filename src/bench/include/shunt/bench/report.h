@@ -26,7 +26,7 @@ namespace shunt::bench {
 [[nodiscard]] std::string tsv_rows(const PointResult& result, std::span<const std::string> methods);
 
 /// One record per method, phase, point and class, as docs/formats.md "Benchmark results" says.
-[[nodiscard]] std::vector<Record> result_records(const PointResult& result, std::string_view transport);
+[[nodiscard]] std::vector<Record> result_records(const PointResult& result);
 
 /// Lines of `shunt bench alltoall --list`.
 [[nodiscard]] std::string format_methods(std::span<const MethodSpec> methods);

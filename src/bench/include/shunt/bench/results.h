@@ -20,6 +20,18 @@ struct PhaseResult {
   SampleSummary us;
 };
 
+/// Bytes of one step, all ranks together, that cross to ranks whose memory cannot be loaded. -1: not known.
+struct Crossing {
+  CrossingPath path = CrossingPath::none;
+  std::int64_t row_bytes = -1;             ///< Tokens and scales in dispatch, as the method counted them
+  std::int64_t result_bytes = -1;          ///< Expert results in combine, likewise
+  std::int64_t message_bytes = -1;         ///< Everything else of both, likewise
+  std::int64_t counted_row_bytes = -1;     ///< What row_bytes must be, counted from the expert choices
+  std::int64_t counted_result_bytes = -1;  ///< Results of all selections on other nodes; dp_size 1 only
+  double uniform_row_bytes = -1;           ///< Closed form for uniform routing, and its standard deviation
+  double uniform_row_sigma = -1;
+};
+
 /// One method at one point.
 struct MethodResult {
   std::string name;
@@ -33,6 +45,7 @@ struct MethodResult {
   bool has_dispatch = true;
   bool has_combine = true;
   std::vector<PhaseResult> phases;
+  Crossing crossing;
 
   /// Null where this phase was not seen in this class.
   [[nodiscard]] const PhaseResult* find(std::string_view placement, std::string_view phase) const;
@@ -50,13 +63,17 @@ struct PointResult {
   std::int64_t sparse_bytes = 0;  ///< Payload that rank 0 brings to dispatch
   std::int64_t dense_bytes = 0;   ///< The same with every (rank, expert) block padded
   std::int64_t required_rounds = 0;
+  std::int64_t nodes = 1;
+  std::string transport = "shm";  ///< What "auto" came to
+  std::string provider;           ///< Of a network; empty where it has none
+  std::string clock = "common";   ///< clock_name() of the times
 
   /// The method, or for several variants the one with the smallest median of its phase; null where none ran
   /// there.
   [[nodiscard]] const MethodResult* best(std::string_view name, std::string_view placement) const;
   /// Class in which most methods have the required rounds, then with most rounds; "" where nothing was kept.
   [[nodiscard]] std::string main_placement() const;
-  /// Classes seen, in the order near, same_l3, far, single.
+  /// Classes seen, in the order near, same_l3, far, network, single.
   [[nodiscard]] std::vector<std::string> placements() const;
 };
 

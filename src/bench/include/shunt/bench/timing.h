@@ -8,8 +8,16 @@
 
 namespace shunt::bench {
 
-/// What one rank notes in one iteration, nanoseconds of the steady clock (one clock for all processes of a
-/// machine).
+/// How the stamps of different ranks relate.
+enum class StampClock : std::uint8_t {
+  common,    ///< One kernel's steady clock: they may be subtracted from each other.
+  per_rank,  ///< Clocks of several machines: only those of one rank may.
+};
+[[nodiscard]] constexpr const char* clock_name(StampClock clock) noexcept {
+  return clock == StampClock::common ? "common" : "per_rank";
+}
+
+/// What one rank notes in one iteration, nanoseconds of its steady clock.
 struct RankStamps {
   std::int64_t dispatch_begin = 0, dispatch_end = 0;
   std::int64_t touch_begin = 0, touch_end = 0;
@@ -24,7 +32,9 @@ struct StepSample {
   std::array<double, kNumInner> inner_us{};  ///< Slowest rank; -1 where no rank has it
 };
 
-/// Makespans: the last rank's end less the first rank's begin, phase by phase.
-[[nodiscard]] StepSample makespan(std::span<const RankStamps> ranks);
+/// Phase by phase the makespan, the last rank's end less the first rank's begin. Without a common clock the longest
+/// of the ranks' own times; every phase begins at the end of a barrier, so this is less than the makespan by at
+/// most the time between the first and the last rank's leaving it.
+[[nodiscard]] StepSample makespan(std::span<const RankStamps> ranks, StampClock clock = StampClock::common);
 
 }  // namespace shunt::bench

@@ -7,6 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include <shunt/core/host.h>
+
 namespace shunt {
 
 /// One value of a record. monostate is JSON null.
@@ -34,6 +36,10 @@ class Record {
  private:
   std::vector<std::pair<std::string, RecordValue>> fields_;
 };
+
+/// What a machine is, as result files and `shunt doctor` both show it: cpu_model, cpu_vendor, cpu_features, kernel,
+/// cores, l2_bytes, l3_bytes, memory_total_bytes, memory_available_bytes.
+void set_host_fields(Record& record, const HostInfo& host);
 
 /// First line of every result file: {"record":"context","format":1, version, git revision, date, host, CPU,
 /// kernel, cores, memory, compiler, seed-independent command line}. `command` is the argv joined as a shell would read it.
