@@ -184,9 +184,10 @@ Refusal compare_options(Transport& transport, const std::vector<OptionHash>& opt
   for (std::size_t rank = 1; rank < all.size(); ++rank)
     for (std::size_t i = 0; i < options.size(); ++i)
       if (all[rank].hashes.at(i) != all[0].hashes.at(i))
-        return {Errc::invalid_argument,
-                fmt::format("rank {} was started with another {} than rank 0; allowed: the same on every rank",
-                            rank, options[i].name)};
+        return {
+            Errc::invalid_argument,
+            fmt::format("rank {} was started with another {} than rank 0; allowed: the same on every rank",
+                        rank, options[i].name)};
   return {};
 }
 
@@ -217,10 +218,11 @@ PointTerms agree_on_point(Transport& transport, const Workload* workload,
       throw Error(notes[rank].code, fmt::format("rank {}: {}", rank, notes[rank].refusal.data()));
   for (std::size_t rank = 1; rank < notes.size(); ++rank)
     if (notes[rank].routing != notes[0].routing)
-      throw Error(Errc::invalid_argument,
-                  fmt::format("rank {} routes its tokens to other experts than rank 0 does; allowed: --routing "
-                              "files of the same content on every machine",
-                              rank));
+      throw Error(
+          Errc::invalid_argument,
+          fmt::format("rank {} routes its tokens to other experts than rank 0 does; allowed: --routing "
+                      "files of the same content on every machine",
+                      rank));
   const PointNote& first = notes.front();
   PointTerms terms;
   terms.max_seconds = first.max_seconds;
@@ -233,8 +235,8 @@ PointTerms agree_on_point(Transport& transport, const Workload* workload,
   std::vector<MethodSpec> possible = specs;
   const std::vector<std::string> reasons = gather_reasons(transport, specs, settings.deadline);
   for (std::size_t i = 0; i < specs.size(); ++i) possible[i].unavailable = reasons[i];
-  const auto hopeless = static_cast<std::int64_t>(
-      terms.max_seconds / 2 / static_cast<double>(rounds) * wishes.hopeless_bytes_per_second);
+  const auto hopeless = static_cast<std::int64_t>(terms.max_seconds / 2 / static_cast<double>(rounds) *
+                                                  wishes.hopeless_bytes_per_second);
   terms.plan = plan_methods(possible, *workload, settings, shared_budget(notes), hopeless);
   return terms;
 }

@@ -48,7 +48,8 @@ Crossing expect_crossing(const Workload& workload, std::span<const std::int32_t>
   }
   crossing.counted_row_bytes =
       payload * (path == CrossingPath::ranks ? traffic.other_ranks : traffic.other_nodes);
-  crossing.counted_result_bytes = point.dp_size == 1 ? traffic.other_selections * workload.out_row_bytes() : -1;
+  crossing.counted_result_bytes =
+      point.dp_size == 1 ? traffic.other_selections * workload.out_row_bytes() : -1;
   if (uniform) {
     crossing.uniform_row_bytes = rows * static_cast<double>(payload);
     crossing.uniform_row_sigma = std::sqrt(variance) * static_cast<double>(payload);

@@ -161,7 +161,9 @@ class PointRun {
     return all;
   }
 
-  [[nodiscard]] double elapsed(std::int64_t now) const { return static_cast<double>(now - terms_.begin_ns) / 1e9; }
+  [[nodiscard]] double elapsed(std::int64_t now) const {
+    return static_cast<double>(now - terms_.begin_ns) / 1e9;
+  }
 
   void meet() { collectives_->barrier(settings_.deadline); }
 
@@ -206,7 +208,8 @@ class PointRun {
       text.copy(note.text, sizeof note.text - 1);
     }
     // What one rank cannot make, none measures.
-    result.reason = find_cause(gather(note), [](const FailureNote& one) -> const FailureNote& { return one; });
+    result.reason =
+        find_cause(gather(note), [](const FailureNote& one) -> const FailureNote& { return one; });
     if (!result.reason.empty()) {
       result.status = "skipped";
       methods_[i].reset();
@@ -313,7 +316,7 @@ class PointRun {
       add_crossed(crossing.result_bytes, verdicts[r].crossed.results, r == 0);
       add_crossed(crossing.message_bytes, verdicts[r].crossed.messages, r == 0);
     }
-    if (crossing.row_bytes == crossing.counted_row_bytes) return {};
+    if (crossing.row_bytes < 0 || crossing.row_bytes == crossing.counted_row_bytes) return {};
     return fmt::format("{} bytes of rows crossed between nodes; the expert choices ask for {}",
                        crossing.row_bytes, crossing.counted_row_bytes);
   }

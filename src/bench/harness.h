@@ -16,12 +16,12 @@ struct HarnessOptions {
   std::int64_t iterations = 0;  ///< 0: as many as fit block_ms
   double block_ms = 4;
   std::int64_t rounds = 10;
-  double max_seconds = 10;                 ///< Of this point, from `start`
+  double max_seconds = 10;  ///< Of this point, from `start`
   Clock::time_point start = Clock::now();
   bool inner_phases = true;
   PlacementThresholds thresholds;
-  Refusal refusal;       ///< Why this process cannot measure the point, though others may
-  std::string provider;  ///< As asked for
+  Refusal refusal;                       ///< Why this process cannot measure the point, though others may
+  std::string provider;                  ///< As asked for
   std::function<void(double)> progress;  ///< Share done; called on rank 0 only
 };
 

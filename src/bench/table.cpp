@@ -64,12 +64,13 @@ std::string row(const PointResult& result, const MethodResult& method, const std
 std::string crossing_line(const MethodResult& method) {
   const Crossing& crossing = method.crossing;
   if (crossing.row_bytes < 0) return {};
-  std::string text = fmt::format("  {}: {} bytes of rows crossed in dispatch, as counted", method.name,
-                                 crossing.row_bytes);
+  std::string text =
+      fmt::format("  {}: {} bytes of rows crossed in dispatch, as counted", method.name, crossing.row_bytes);
   if (crossing.uniform_row_bytes >= 0)
     text += fmt::format(" (uniform routing: {:.0f}, sigma {:.0f})", crossing.uniform_row_bytes,
                         crossing.uniform_row_sigma);
-  return text + fmt::format("; {} of results, {} of messages\n", crossing.result_bytes, crossing.message_bytes);
+  return text +
+         fmt::format("; {} of results, {} of messages\n", crossing.result_bytes, crossing.message_bytes);
 }
 
 }  // namespace
@@ -77,13 +78,13 @@ std::string crossing_line(const MethodResult& method) {
 std::string format_point(const PointResult& result) {
   const Point& point = result.point;
   const std::string placement = result.main_placement();
-  std::string text =
-      fmt::format("\n{}: {} experts, top-{}, hidden {}; {} tokens per {}, {} ranks{}{}; {} -> {}; routing {}\n",
-                  point.preset, point.num_experts, point.top_k, point.hidden, point.tokens,
-                  point.dp_size > 1 ? "group" : "rank", point.ranks,
-                  point.dp_size > 1 ? fmt::format(" in groups of {}", point.dp_size) : "",
-                  result.nodes > 1 ? fmt::format(" on {} nodes by {}", result.nodes, result.transport) : "",
-                  dtype_name(point.in_dtype), dtype_name(point.out_dtype), point.routing_label);
+  std::string text = fmt::format(
+      "\n{}: {} experts, top-{}, hidden {}; {} tokens per {}, {} ranks{}{}; {} -> {}; routing {}\n",
+      point.preset, point.num_experts, point.top_k, point.hidden, point.tokens,
+      point.dp_size > 1 ? "group" : "rank", point.ranks,
+      point.dp_size > 1 ? fmt::format(" in groups of {}", point.dp_size) : "",
+      result.nodes > 1 ? fmt::format(" on {} nodes by {}", result.nodes, result.transport) : "",
+      dtype_name(point.in_dtype), dtype_name(point.out_dtype), point.routing_label);
   if (placement.empty()) {
     text += "  no block kept: the placement of the ranks changed inside every one; give more --max-seconds\n";
   } else {
@@ -107,7 +108,8 @@ std::string format_point(const PointResult& result) {
         "(dispatch + combine);\n"
         "  disp/fl = dispatch / (xcopy + empty), comb/fl = combine / (reduce + empty); first = total of the "
         "cold first call\n",
-        result.clock == "common" ? "" : " (machines with clocks of their own: the longest of the ranks' times)",
+        result.clock == "common" ? ""
+                                 : " (machines with clocks of their own: the longest of the ranks' times)",
         result.dispatch_bytes, result.combine_bytes);
   }
   std::vector<std::string> unseen;
@@ -125,6 +127,7 @@ std::string format_point(const PointResult& result) {
   if (!unseen.empty()) text += fmt::format("  other placements: {}\n", fmt::join(unseen, "; "));
   for (const MethodResult& method : result.methods)
     if (result.nodes > 1 && method.status == "ok") text += crossing_line(method);
+  std::vector<std::pair<std::string, std::string>> others;  // what befell them and why, names
   for (const MethodResult& method : result.methods) {
     if (method.status == "ok") {
       const PhaseResult* phase =
@@ -135,10 +138,17 @@ std::string format_point(const PointResult& result) {
     }
     // What this build lacks is the same at every point: --list and the files say it.
     if (method.status == "skipped" && method.reason.starts_with("this build has no")) continue;
-    const std::string line = fmt::format("  {} {}: {}\n", method.name, method.status, method.reason);
-    // The candidates of a floor are often left out together.
-    if (text.find(line) == std::string::npos) text += line;
+    // Of the candidates of a floor one that ran is enough.
+    if (method.kind == MethodKind::floor && result.best(method.name, placement) != nullptr) continue;
+    const std::string what = fmt::format("{}: {}", method.status, method.reason);
+    const auto found =
+        std::find_if(others.begin(), others.end(), [&](const auto& other) { return other.first == what; });
+    if (found == others.end())
+      others.emplace_back(what, method.name);
+    else if (!found->second.ends_with(method.name))
+      found->second += ", " + method.name;
   }
+  for (const auto& [what, names] : others) text += fmt::format("  {} {}\n", names, what);
   return text;
 }
 

@@ -107,11 +107,13 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
            [&o](const std::string&, const std::string& text) { o.in_dtype = parse_dtype(text); });
   add_text(*app, "--out-dtype", "Of results (default bfloat16)", "bfloat16|float16|float32",
            [&o](const std::string&, const std::string& text) { o.out_dtype = parse_dtype(text); });
-  app->add_option("--transport", o.transport, 
-                  "How ranks reach each other (default auto: shm on one node, else mpi under an MPI launcher, else "
-                  "ofi); see shunt doctor")
+  app->add_option(
+         "--transport", o.transport,
+         "How ranks reach each other (default auto: shm on one node, else mpi under an MPI launcher, else "
+         "ofi); see shunt doctor")
       ->type_name("NAME");
-  app->add_option("--provider", o.provider, "Of ofi, such as tcp;ofi_rxm or verbs;ofi_rxm (default: the best)")
+  app->add_option("--provider", o.provider,
+                  "Of ofi, such as tcp;ofi_rxm or verbs;ofi_rxm (default: the best)")
       ->type_name("NAME");
   add_text(*app, "--layout", "Of received rows (default packed)", "packed|padded",
            [&o](const std::string&, const std::string& text) { o.layout = bench::parse_layout(text); });

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -10,10 +9,6 @@
 
 namespace shunt::bench {
 namespace {
-
-const char* nothing(const char*) {
-  return nullptr;
-}
 
 std::string message_of(const std::function<void()>& act) {
   try {
@@ -47,7 +42,7 @@ TEST(BenchOptionsTest, SaysWhatTokenCountsAreAllowed) {
 
 TEST(BenchOptionsTest, DefaultsToBothModelsAndSevenTokenCounts) {
   AllToAllBenchOptions options;
-  const std::vector<Point> points = expand_points(options, nullptr, nothing);
+  const std::vector<Point> points = expand_points(options, nullptr, 0);
   ASSERT_EQ(points.size(), 14U);
   EXPECT_EQ(points[0].preset, "v2-lite");
   EXPECT_EQ(points[0].num_experts, 64);
@@ -66,47 +61,35 @@ TEST(BenchOptionsTest, RefusesWhatCannotBeWithTheRange) {
       {[](auto& o) { o.ranks = 3, o.dp_size = 2; }, "a divisor of the number of ranks, 3"},
       {[](auto& o) { o.out_dtype = DType::f8e4m3; }, "bfloat16, float16, float32"},
       {[](auto& o) { o.hidden = 0; }, "--experts, --topk and --hidden"},
-      {[](auto& o) { o.transport = "smoke"; }, "allowed: shm"},
+      {[](auto& o) { o.transport = "smoke"; }, "allowed: auto, shm"},
+      {[](auto& o) { o.ranks = 4, o.nodes = 3; },
+       "--nodes is 3; allowed: a divisor of the number of ranks, 4"},
       {[](auto& o) { o.layout = RowLayout::padded, o.max_recv_rows = 5; }, "with --layout packed only"},
       {[](auto& o) { o.routings = {"sideways"}; }, "uniform"},
   };
   for (const auto& [spoil, expected] : cases) {
     AllToAllBenchOptions options = small_options();
     spoil(options);
-    const std::string message =
-        message_of([&] { static_cast<void>(expand_points(options, nullptr, nothing)); });
+    const std::string message = message_of([&] { static_cast<void>(expand_points(options, nullptr, 0)); });
     EXPECT_NE(message.find(expected), std::string::npos) << message;
   }
 }
 
-TEST(BenchOptionsTest, TakesRanksOfOneNodeFromTheEnvironmentAndRefusesTwoNodes) {
-  std::map<std::string, std::string> variables{{"MASTER_ADDR", "node0"},
-                                               {"MASTER_PORT", "29500"},
-                                               {"WORLD_SIZE", "4"},
-                                               {"WORLD_LOCAL_SIZE", "4"},
-                                               {"NODE_RANK", "0"}};
-  const auto get = [&](const char* name) {
-    const auto found = variables.find(name);
-    return found == variables.end() ? nullptr : found->second.c_str();
-  };
+TEST(BenchOptionsTest, TakesRanksFromTheJobUnlessTheyAreGiven) {
   AllToAllBenchOptions options = small_options();
-  EXPECT_EQ(expand_points(options, nullptr, get).front().ranks, 4);
-  variables["WORLD_SIZE"] = "8";
-  options = small_options();
-  const std::string message = message_of([&] { static_cast<void>(expand_points(options, nullptr, get)); });
-  EXPECT_NE(message.find("needs a network transport"), std::string::npos) << message;
+  EXPECT_EQ(expand_points(options, nullptr, 4).front().ranks, 4);
+  EXPECT_EQ(options.ranks, 4);
   options = small_options();
   options.ranks = 3;
-  EXPECT_EQ(expand_points(options, nullptr, get).front().ranks, 3) << "--ranks wins over the environment";
-  variables.erase("MASTER_PORT");
-  EXPECT_EQ(expand_points(options, nullptr, get).front().ranks, 3) << "which may then be incomplete";
+  EXPECT_EQ(expand_points(options, nullptr, 4).front().ranks, 3) << "--ranks wins over the job";
 }
 
 TEST(BenchOptionsTest, SelectsMethodsByNameWithAllVariants) {
   AllToAllBenchOptions options;
   options.methods = {"xcopy", "shunt"};
   const std::vector<MethodSpec> specs = select_methods(options);
-  EXPECT_EQ(specs.size(), 5U);
+  EXPECT_EQ(specs.size(), 7U);
+  for (const MethodSpec& spec : specs) EXPECT_TRUE(spec.asked_for) << spec.name;
   options.methods = {"shnt"};
   const std::string message = message_of([&] { static_cast<void>(select_methods(options)); });
   EXPECT_NE(message.find("shunt/view"), std::string::npos) << message;

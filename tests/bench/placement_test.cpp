@@ -13,6 +13,8 @@ TEST(PlacementTest, LabelsByThreshold) {
   EXPECT_STREQ(placement_label(100, amd), "same_l3");
   EXPECT_STREQ(placement_label(410, amd), "far");
   EXPECT_STREQ(placement_label(-1, amd), "single");
+  EXPECT_STREQ(placement_label(-1, amd, "network"), "network");
+  EXPECT_STREQ(placement_label(100, amd, "network"), "same_l3") << "ranks 0 and 1 of one node";
 }
 
 TEST(PlacementTest, TakesMeshRoundTripAsOneCacheOnIntel) {
@@ -25,6 +27,7 @@ TEST(PlacementTest, DropsBlockWhoseProbesDisagree) {
   EXPECT_EQ(block_label(100, 110, thresholds), "same_l3");
   EXPECT_EQ(block_label(100, 400, thresholds), "");
   EXPECT_EQ(block_label(-1, -1, thresholds), "single");
+  EXPECT_EQ(block_label(-1, -1, thresholds, "network"), "network");
 }
 
 TEST(PlacementTest, MovesThresholdIntoWidestGapNearby) {

@@ -135,7 +135,7 @@ TEST(TsvTest, KeepsTheOldColumnsInOrder) {
 }
 
 TEST(RecordsTest, HoldEveryKeyOfTheFormat) {
-  const std::vector<Record> records = result_records(small_result(), "shm");
+  const std::vector<Record> records = result_records(small_result());
   ASSERT_FALSE(records.empty());
   for (const Record& record : records)
     for (const char* key :
@@ -157,7 +157,7 @@ TEST(RecordsTest, HoldOneSkippedRecordWhereNoBlockWasKept) {
   result.methods[0].phases = {phase("same_l3", "route", 1)};  // an inner phase has blocks of its own
   result.methods[1].phases.clear();
   std::vector<std::string> lines;
-  for (const Record& record : result_records(result, "shm"))
+  for (const Record& record : result_records(result))
     if (const std::string line = record.to_json(); line.find("\"method\":\"shunt") != std::string::npos)
       lines.push_back(line);
   ASSERT_EQ(lines.size(), 2U);

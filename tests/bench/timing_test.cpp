@@ -33,5 +33,17 @@ TEST(TimingTest, TakesLastEndLessFirstBegin) {
   EXPECT_DOUBLE_EQ(sample.inner_us[static_cast<std::size_t>(Inner::reduce)], -1);
 }
 
+TEST(TimingTest, NeverSubtractsStampsOfClocksThatAreNotOne) {
+  // Rank 1 lives on a machine that started a second later.
+  std::vector<RankStamps> ranks(2);
+  ranks[0].dispatch_begin = 2'000'001'000;
+  ranks[0].dispatch_end = 2'000'003'000;
+  ranks[1].dispatch_begin = 1'000'001'000;
+  ranks[1].dispatch_end = 1'000'005'500;
+  const StepSample sample = makespan(ranks, StampClock::per_rank);
+  EXPECT_DOUBLE_EQ(sample.dispatch_us, 4.5);
+  EXPECT_DOUBLE_EQ(sample.total_us, 4.5);
+}
+
 }  // namespace
 }  // namespace shunt::bench

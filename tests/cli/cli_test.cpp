@@ -59,7 +59,7 @@ TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
       {{"bench", "alltoall", "--methods", "shunt,nosuch"}, "shunt/view"},
       {{"bench", "alltoall", "--routing", "sideways"}, "uniform"},
       {{"bench", "alltoall", "--layout", "loose"}, "packed, padded"},
-      {{"bench", "alltoall", "--transport", "pigeon"}, "allowed: shm"},
+      {{"bench", "alltoall", "--transport", "pigeon"}, "allowed: auto, shm"},
       {{"bench", "alltoall", "--max-seconds", "soon"}, "a number from"},
       {{"bench", "alltoall", "--input", "/nonexistent", "--experts", "8"}, "/nonexistent"},
       {{"bench", "alltoall", "--input", "/nonexistent"}, "--experts"},

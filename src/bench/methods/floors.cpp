@@ -200,8 +200,8 @@ SharedSizes xcopy_sizes(const Workload& workload) {
   sizes.tokens = workload.point().tokens * payload;
   sizes.rows = packed_rows_bytes(workload);
   // A node's tokens in equal parts are no more than its busiest rank's rows, but for one each of rounding up.
-  sizes.region =
-      first_free_byte(workload.point().ranks) + (workload.max_arriving_rows() + workload.point().ranks) * payload;
+  sizes.region = first_free_byte(workload.point().ranks) +
+                 (workload.max_arriving_rows() + workload.point().ranks) * payload;
   sizes.outputs = workload.max_arriving_rows() * workload.out_row_bytes();
   return sizes;
 }
@@ -213,7 +213,8 @@ SharedSizes reduce_sizes(const Workload& workload) {
 }
 
 std::unique_ptr<Method> make_xcopy_method(const MethodContext& context, CopyWay way) {
-  if (way == CopyWay::put || way == CopyWay::put_node) return make_put_floor(context, way == CopyWay::put_node);
+  if (way == CopyWay::put || way == CopyWay::put_node)
+    return make_put_floor(context, way == CopyWay::put_node);
   return std::make_unique<XcopyMethod>(context, way);
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -67,7 +68,8 @@ class PutFloorMethod final : public Method {
       copy.from_scales = workload_.token_scales(workload_.group_of(rank_), 0);
     }
     // A row that came once for several experts is read for each of them.
-    const std::byte* const first = present_ > 0 ? memory_.region.local + place(0, rank_) : memory_.rows.data();
+    const std::byte* const first =
+        present_ > 0 ? memory_.region.local + place(0, rank_) : memory_.rows.data();
     const std::int64_t turn = std::max(present_, std::int64_t{1});
     for (std::int64_t row = 0; row < workload_.arriving_rows(rank_); ++row) {
       copy.from = first + row % turn * payload_;
@@ -99,7 +101,9 @@ class PutFloorMethod final : public Method {
   }
 
  private:
-  [[nodiscard]] std::int32_t node(std::int32_t rank) const { return node_of_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] std::int32_t node(std::int32_t rank) const {
+    return node_of_[static_cast<std::size_t>(rank)];
+  }
   [[nodiscard]] bool together(std::int32_t a, std::int32_t b) const { return node(a) == node(b); }
   [[nodiscard]] std::int64_t& rows(std::int32_t source, std::int32_t to) {
     return rows_[static_cast<std::size_t>(source) * static_cast<std::size_t>(ranks_) +

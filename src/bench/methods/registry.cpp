@@ -2,8 +2,8 @@
 
 #include <shunt/alltoall/config.h>
 #include <shunt/bench/method.h>
-#include <shunt/transport/transport.h>
 #include <shunt/pack/kernels.h>
+#include <shunt/transport/transport.h>
 
 #include "dense.h"
 #include "floors.h"
@@ -97,12 +97,12 @@ const char* inner_name(Inner inner) noexcept {
 
 std::vector<MethodSpec> alltoall_methods() {
   std::vector<MethodSpec> all;
-  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place",
-                             Delivery::rows, Path::automatic));
+  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place", Delivery::rows,
+                             Path::automatic));
   all.push_back(shunt_method("shunt/view", "pointers to the rows where the sources hold them", Delivery::view,
                              Path::automatic));
-  all.push_back(network_method("shunt/flat", "over several nodes, a token crosses once to each rank",
-                               Path::flat));
+  all.push_back(
+      network_method("shunt/flat", "over several nodes, a token crosses once to each rank", Path::flat));
   all.push_back(network_method("shunt/hier", "over several nodes, a token crosses once to each node",
                                Path::hierarchical));
 

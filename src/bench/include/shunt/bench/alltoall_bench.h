@@ -33,7 +33,7 @@ struct AllToAllBenchReport {
   std::string tsv_path, jsonl_path;  ///< Empty where no file was written
   bool failed = false;               ///< Some method delivered wrong data
   bool leads = true;  ///< Whether this process speaks for the job; others have written and said nothing
-  int status = 0;     ///< What the program should end with: of a wrong result, or of what rank 0's process threw
+  int status = 0;  ///< What the program should end with: of a wrong result, or of what rank 0's process threw
 };
 
 /// Measures every point with every method, on ranks of this machine or, where the environment says so, as part of a

@@ -28,7 +28,7 @@ struct PlacementThresholds {
                                           const char* unprobed = "single");
 
 /// Label of a block, or "" where its two probes disagree and it is to be dropped.
-[[nodiscard]] std::string block_label(double before_ns, double after_ns, const PlacementThresholds& thresholds,
-                                      const char* unprobed = "single");
+[[nodiscard]] std::string block_label(double before_ns, double after_ns,
+                                      const PlacementThresholds& thresholds, const char* unprobed = "single");
 
 }  // namespace shunt::bench
