@@ -17,6 +17,27 @@ constexpr auto kShort = 200ms;
   return " waiting for rank " + std::to_string(peer) + " in " + phase;
 }
 
+/// Every rank blames `missing`: by its own timeout, or since another rank gave up on it.
+void require_blames(std::int32_t missing, std::int32_t rank, const std::string& phase,
+                    const std::function<void()>& call) {
+  const std::string self = "rank " + std::to_string(rank) + ": ";
+  try {
+    call();
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    if (error.code() == Errc::timeout) {
+      require_contains(message, self + "timed out after ");
+      require_contains(message, waiting(missing, phase));
+    } else {
+      require(error.code() == Errc::peer_lost, message);
+      require_contains(message, self + "lost rank " + std::to_string(missing) + " (");
+    }
+    return;
+  }
+  throw Error(Errc::check_failed, self + "nothing was thrown");
+}
+
+/// Ranks that wait for each other in a circle: none is to blame, and each reports its own wait.
 TEST_P(FailureConformance, NamesRankPhaseAndPeerInATimeout) {
   const SharedCounter timed_out;
   run_well([&](Transport& transport) {
@@ -44,9 +65,7 @@ TEST_P(FailureConformance, NamesTheMissingRankInACollective) {
     const auto collectives = transport.make_collectives(8, patience());
     // The last rank stays away.
     if (rank != size - 1) {
-      const std::string message = message_of(Errc::timeout, [&] { collectives->barrier(kShort); });
-      require_contains(message, "rank " + std::to_string(rank) + ": timed out after ");
-      require_contains(message, waiting(size - 1, "barrier"));
+      require_blames(size - 1, rank, "barrier", [&] { collectives->barrier(kShort); });
     }
     timed_out.add();
     timed_out.wait_for(size);
@@ -59,9 +78,26 @@ TEST_P(FailureConformance, NamesTheMissingRankInAnAllocation) {
   run_well([&](Transport& transport) {
     const std::int32_t rank = transport.world().rank;
     if (rank != 0) {
-      const std::string message = message_of(
-          Errc::timeout, [&] { static_cast<void>(transport.allocate(8, "words", Clock::now() + kShort)); });
-      require_contains(message, waiting(0, "allocate"));
+      require_blames(0, rank, "allocate",
+                     [&] { static_cast<void>(transport.allocate(8, "words", Clock::now() + kShort)); });
+    }
+    timed_out.add();
+    timed_out.wait_for(transport.world().size);
+  });
+}
+
+TEST_P(FailureConformance, BlamesTheRankAtTheEndOfAChainOfWaits) {
+  if (ranks() < 3) GTEST_SKIP() << "needs three ranks";
+  const SharedCounter timed_out;
+  run_well([&](Transport& transport) {
+    const std::int32_t rank = transport.world().rank;
+    auto buffer = transport.allocate(kSignalStride, "words", patience());
+    // Rank r waits for r - 1, and rank 0 for nobody: it is elsewhere. The last rank is the first to give up.
+    if (rank > 0) {
+      require_blames(0, rank, "combine", [&] {
+        const std::chrono::milliseconds wait = rank == transport.world().size - 1 ? kShort : kPatience;
+        transport.wait_signal(buffer, 0, 1, Clock::now() + wait, {.phase = "combine", .peer = rank - 1});
+      });
     }
     timed_out.add();
     timed_out.wait_for(transport.world().size);

@@ -35,6 +35,8 @@ struct RankSlot {
   std::int32_t error;  ///< 0, or 1 + the Errc of the shunt::Error that ended the rank
   /// 0, or 1 + a rank that goes on without this one; this one must end when it sees it.
   std::int32_t excluded_by;
+  /// Last notice of this rank (pack_notice()), renewed in every look of a long wait.
+  alignas(kSignalStride) std::uint64_t notice;
   /// By parity of the allocation: a rank may be one allocation ahead of one that still reads.
   alignas(kSignalStride) Proposal proposals[2];
   alignas(kSignalStride) std::int32_t message_bytes;

@@ -6,7 +6,9 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
+#include <utility>
 
 #include <shunt/core/error.h>
 #include <shunt/core/host.h>
@@ -29,6 +31,12 @@ void copy_bytes(std::byte* to, const void* from, std::int64_t bytes) noexcept {
   if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
 }
 
+[[nodiscard]] std::vector<std::int32_t> all_ranks(std::int32_t size) {
+  std::vector<std::int32_t> ranks(static_cast<std::size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
 [[noreturn]] void throw_outside(std::int32_t rank, std::int32_t size, const SymmetricBuffer& buffer,
                                 std::int32_t peer, std::int64_t offset, std::int64_t bytes) {
   throw Error(
@@ -42,11 +50,19 @@ void copy_bytes(std::byte* to, const void* from, std::int64_t bytes) noexcept {
 
 ShmTransport::ShmTransport(Segment& segment, const World& world, bool processes, bool oversubscribed,
                            Deadline deadline)
+    : ShmTransport(segment, world, all_ranks(world.size), world.size, nullptr, processes, oversubscribed,
+                   deadline) {}
+
+ShmTransport::ShmTransport(Segment& segment, const World& world, std::vector<std::int32_t> members,
+                           std::int32_t world_size, WaitHelper* helper, bool processes, bool oversubscribed,
+                           Deadline deadline)
     : Transport(world),
       segment_(segment),
       processes_(processes),
-      waiter_(segment, world.rank, oversubscribed),
+      members_(std::move(members)),
+      waiter_(segment, members_, world.rank, world_size, oversubscribed),
       next_offset_(segment.first_offset()) {
+  waiter_.set_helper(helper);
   if (processes_) waiter_.watch_processes(deadline);
   meet(deadline, "start");
 }
@@ -64,7 +80,7 @@ void ShmTransport::meet(Deadline deadline, const char* phase) {
   for (std::int32_t step = 1; step < world_.size; ++step) {
     const std::int32_t peer = (world_.rank + step) % world_.size;
     if (excluded(peer)) continue;
-    const WaitSite site{.phase = phase, .peer = peer};
+    const WaitSite site{.phase = phase, .peer = name_of(peer)};
     const std::uint64_t seen = waiter_.wait(reinterpret_cast<const std::byte*>(&segment_.slot(peer).arrived),
                                             meetings_, deadline, site);
     if (seen / kMeetingsPerMask == meetings_ / kMeetingsPerMask) continue;
@@ -72,7 +88,7 @@ void ShmTransport::meet(Deadline deadline, const char* phase) {
     waiter_.check_excluded(site);
     throw Error(Errc::peer_lost, fmt::format("rank {}: rank {} has left the meeting of all ranks in {} and "
                                              "excluded a rank that this one has not excluded",
-                                             world_.rank, peer, phase));
+                                             name_of(world_.rank), name_of(peer), phase));
   }
   waiter_.check_excluded({.phase = phase});
 }
@@ -81,17 +97,18 @@ void ShmTransport::exclude(std::span<const std::int32_t> ranks) {
   for (const std::int32_t rank : ranks) {
     if (rank >= 0 && rank < world_.size && rank != world_.rank) continue;
     throw Error(Errc::invalid_argument,
-                fmt::format("rank {}: exclude rank {}; other ranks from 0 to {} are allowed", world_.rank,
-                            rank, world_.size - 1));
+                fmt::format("rank {}: exclude rank {}; other ranks from 0 to {} are allowed",
+                            name_of(world_.rank), rank, world_.size - 1));
   }
   excluded_.resize(static_cast<std::size_t>(world_.size));
   for (const std::int32_t rank : ranks) {
     excluded_[static_cast<std::size_t>(rank)] = 1;
-    waiter_.forget(rank);
+    waiter_.forget(name_of(rank));
     std::int32_t nobody = 0;
     std::atomic_ref(segment_.slot(rank).excluded_by)
-        .compare_exchange_strong(nobody, 1 + world_.rank, std::memory_order_acq_rel);
+        .compare_exchange_strong(nobody, 1 + name_of(world_.rank), std::memory_order_acq_rel);
   }
+  waiter_.settle();
   meetings_ = (meetings_ / kMeetingsPerMask + 1) * kMeetingsPerMask;
   allocations_ = 0;
   next_offset_ += kOffsetsPerMask;
@@ -128,13 +145,14 @@ SymmetricBuffer ShmTransport::allocate(std::int64_t bytes, const char* what, Dea
           Errc::invalid_argument,
           fmt::format("rank {}: {}: rank {} asks for {} bytes of symmetric memory and rank {} for {}; all "
                       "ranks must ask for the same",
-                      world_.rank, what, lowest, first.bytes, rank, proposal.bytes));
+                      name_of(world_.rank), what, name_of(lowest), first.bytes, name_of(rank),
+                      proposal.bytes));
     }
   }
   if (bytes < 0) {
     throw Error(Errc::invalid_argument,
-                fmt::format("rank {}: {}: {} bytes of symmetric memory; 0 or more are allowed", world_.rank,
-                            what, bytes));
+                fmt::format("rank {}: {}: {} bytes of symmetric memory; 0 or more are allowed",
+                            name_of(world_.rank), what, bytes));
   }
   // Beyond this the arithmetic of offsets would overflow; no machine has it.
   const bool absurd = bytes > std::numeric_limits<std::int64_t>::max() / (std::int64_t{1} << 22);
@@ -151,8 +169,9 @@ SymmetricBuffer ShmTransport::allocate(std::int64_t bytes, const char* what, Dea
     // No rank touches the chunk after this meeting, and its counter of ranks may have no page.
     if (chunk.base != nullptr) segment_.unmap(chunk.offset);
     if (world_.rank == lowest) segment_.discard(chunk.offset, chunk.stride);
-    throw Error(Errc::out_of_memory, fmt::format("rank {}: {}: rank {} could not get its {}: {}", world_.rank,
-                                                 what, rank, format_bytes(bytes), std::strerror(error)));
+    throw Error(Errc::out_of_memory,
+                fmt::format("rank {}: {}: rank {} could not get its {}: {}", name_of(world_.rank), what,
+                            name_of(rank), format_bytes(bytes), std::strerror(error)));
   }
   if (processes_) touch_peers(chunk);
   auto free = std::find_if(chunks_.begin(), chunks_.end(), [](const Chunk& c) { return c.base == nullptr; });
@@ -176,7 +195,7 @@ void ShmTransport::check_memory(const Proposal& decided, std::int64_t stride, co
       Errc::out_of_memory,
       fmt::format("rank {}: {} needs {} for {} ranks together ({} each, page tables included), but {} of "
                   "memory are available",
-                  world_.rank, what, format_bytes(together), ranks, format_bytes(each),
+                  name_of(world_.rank), what, format_bytes(together), ranks, format_bytes(each),
                   format_bytes(decided.available)));
 }
 

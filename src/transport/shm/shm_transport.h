@@ -13,6 +13,12 @@ class ShmTransport final : public Transport {
  public:
   /// Collective: returns when all ranks are there. `segment` must outlive this.
   ShmTransport(Segment& segment, const World& world, bool processes, bool oversubscribed, Deadline deadline);
+  /// Of the ranks of one node, as the part of a transport that joins several: `world` is that of the node alone
+  /// and every peer of a call one of it. `members` [R of the node] are their ranks in the whole world, in whose
+  /// terms errors speak; so does the waiter. `helper` as Waiter::set_helper().
+  ShmTransport(Segment& segment, const World& world, std::vector<std::int32_t> members,
+               std::int32_t world_size, WaitHelper* helper, bool processes, bool oversubscribed,
+               Deadline deadline);
   ~ShmTransport() override;
 
   [[nodiscard]] std::string_view name() const noexcept override { return "shm"; }
@@ -36,6 +42,8 @@ class ShmTransport final : public Transport {
   void quiet() override {}
   void exclude(std::span<const std::int32_t> ranks) override;
 
+  [[nodiscard]] Waiter& waiter() noexcept { return waiter_; }
+
  private:
   struct Chunk {
     std::byte* base = nullptr;  ///< Null: free
@@ -58,9 +66,14 @@ class ShmTransport final : public Transport {
   void check_memory(const Proposal& decided, std::int64_t stride, const char* what) const;
   [[nodiscard]] int map_and_touch(Chunk& chunk);
   void touch_peers(const Chunk& chunk);
+  /// Of a rank of the node in the whole world.
+  [[nodiscard]] std::int32_t name_of(std::int32_t rank) const noexcept {
+    return members_[static_cast<std::size_t>(rank)];
+  }
 
   Segment& segment_;
   bool processes_;
+  std::vector<std::int32_t> members_;
   Waiter waiter_;
   std::uint64_t meetings_ = 0;  ///< kMeetingsPerMask times the calls of exclude(), and those since
   std::uint64_t allocations_ = 0;

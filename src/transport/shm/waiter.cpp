@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include <shunt/core/error.h>
 
@@ -29,6 +31,11 @@ constexpr auto kYieldTime = 10ms;
 constexpr std::int32_t kYieldsPerClock = 8;
 constexpr auto kShortestSleep = 50us;
 constexpr auto kLongestSleep = 1000us;
+/// Between looks at a network, which needs this rank to take what arrives.
+constexpr auto kLongestSleepOfProgress = 200us;
+constexpr std::int32_t kSpinsPerProgress = 20;
+/// For a rank that waits to show that it does: enough to be scheduled a few times on a crowded machine.
+constexpr auto kTimeToAnswer = 250ms;
 
 void pause_cpu() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
@@ -55,13 +62,21 @@ void pause_cpu() noexcept {
 
 }  // namespace
 
-Waiter::Waiter(const Segment& segment, std::int32_t rank, bool oversubscribed)
+Waiter::Waiter(const Segment& segment, std::vector<std::int32_t> members, std::int32_t index,
+               std::int32_t world_size, bool oversubscribed)
     : segment_(segment),
-      rank_(rank),
+      members_(std::move(members)),
+      slot_of_(static_cast<std::size_t>(world_size), -1),
+      index_(index),
+      rank_(members_[static_cast<std::size_t>(index)]),
       most_spins_(oversubscribed ? kSpinsOversubscribed : kSpins),
       spins_(most_spins_),
-      processes_(static_cast<std::size_t>(segment.ranks()), pollfd{.fd = -1, .events = POLLIN, .revents = 0}),
-      forgotten_(static_cast<std::size_t>(segment.ranks())) {}
+      processes_(members_.size(), pollfd{.fd = -1, .events = POLLIN, .revents = 0}),
+      forgotten_(slot_of_.size()),
+      settled_(slot_of_.size()) {
+  for (std::size_t slot = 0; slot < members_.size(); ++slot)
+    slot_of_[static_cast<std::size_t>(members_[slot])] = static_cast<std::int32_t>(slot);
+}
 
 Waiter::~Waiter() {
   for (const pollfd& process : processes_) {
@@ -71,12 +86,15 @@ Waiter::~Waiter() {
 
 void Waiter::watch_processes(Deadline deadline) {
   const auto start = Clock::now();
-  for (std::int32_t peer = 0; peer < segment_.ranks(); ++peer) {
-    if (peer == rank_) continue;
-    RankSlot& slot = segment_.slot(peer);
+  for (std::int32_t index = 0; index < segment_.ranks(); ++index) {
+    if (index == index_) continue;
+    RankSlot& slot = segment_.slot(index);
     std::int32_t pid = 0;
     while ((pid = std::atomic_ref(slot.pid).load(std::memory_order_acquire)) == 0) {
-      if (Clock::now() >= deadline) throw_timeout(Clock::now() - start, {.phase = "start", .peer = peer});
+      if (Clock::now() >= deadline) {
+        throw_timeout(Clock::now() - start,
+                      {.phase = "start", .peer = members_[static_cast<std::size_t>(index)]});
+      }
       sched_yield();
     }
     const int process = open_process(pid);
@@ -91,16 +109,23 @@ void Waiter::watch_processes(Deadline deadline) {
     if (load_state(slot) == RankState::lost) {
       close(process);
     } else {
-      processes_[static_cast<std::size_t>(peer)].fd = process;
+      processes_[static_cast<std::size_t>(index)].fd = process;
     }
   }
 }
 
 void Waiter::forget(std::int32_t peer) noexcept {
   forgotten_[static_cast<std::size_t>(peer)] = 1;
-  pollfd& process = processes_[static_cast<std::size_t>(peer)];
+  const std::int32_t slot = slot_of_[static_cast<std::size_t>(peer)];
+  if (slot < 0) return;
+  pollfd& process = processes_[static_cast<std::size_t>(slot)];
   if (process.fd >= 0) close(process.fd);
   process.fd = -1;
+}
+
+void Waiter::settle() noexcept {
+  for (std::size_t rank = 0; rank < settled_.size(); ++rank)
+    settled_[rank] = notice_word(static_cast<std::int32_t>(rank));
 }
 
 std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, Deadline deadline,
@@ -110,7 +135,17 @@ std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, De
     seen = load(word);
     return reached(seen, value);
   };
+  // A signal from another node comes by progress alone; one from this node may need that this rank moves on
+  // what others wait for.
+  const std::int32_t spins_per_progress = helper_ == nullptr ? std::numeric_limits<std::int32_t>::max()
+                                          : helper_->is_remote(site.peer) ? 1
+                                                                          : kSpinsPerProgress;
+  std::int32_t to_progress = helper_ == nullptr ? spins_per_progress : 1;
   for (std::int32_t spin = 0; spin < spins_; ++spin) {
+    if (--to_progress == 0) {
+      helper_->progress();
+      to_progress = spins_per_progress;
+    }
     pause_cpu();
     if (arrived()) {
       spins_ = std::min(2 * spins_, most_spins_);
@@ -128,37 +163,110 @@ std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, De
     return seen;
   }
   while (now - start < kYieldTime) {
-    if (now >= deadline) throw_timeout(now - start, site);
+    if (now >= deadline) return give_up(word, value, start, site);
     for (std::int32_t yield = 0; yield < kYieldsPerClock; ++yield) {
+      if (helper_ != nullptr) helper_->progress();
       sched_yield();
       if (arrived()) return seen;
     }
     now = Clock::now();
   }
+  const Clock::duration longest = helper_ == nullptr ? kLongestSleep : kLongestSleepOfProgress;
   Clock::duration sleep = kShortestSleep;
   while (true) {
+    tell_waiting(site);
+    if (helper_ != nullptr) helper_->progress();
     const Loss loss = find_loss(site.peer);
     // What the peer sent before it ended still counts.
     if (arrived()) return seen;
     check_excluded(site);
     if (loss.rank >= 0) throw_lost(loss, site);
     now = Clock::now();
-    if (now >= deadline) throw_timeout(now - start, site);
+    if (now >= deadline) return give_up(word, value, start, site);
     std::this_thread::sleep_for(std::min<Clock::duration>(sleep, deadline - now));
-    sleep = std::min<Clock::duration>(2 * sleep, kLongestSleep);
+    sleep = std::min<Clock::duration>(2 * sleep, longest);
   }
 }
 
-Waiter::Loss Waiter::find_loss(std::int32_t awaited) const {
-  // A process that ended comes before ranks that failed: those may have failed because of it.
+/// After the deadline: finds out who is to blame, tells the others and throws, unless the signal comes
+/// meanwhile.
+std::uint64_t Waiter::give_up(const std::byte* word, std::uint64_t value, Clock::time_point start,
+                              const WaitSite& site) const {
+  const Clock::duration waited = Clock::now() - start;
+  std::vector<std::uint64_t> before(slot_of_.size());
+  for (std::size_t rank = 0; rank < before.size(); ++rank)
+    before[rank] = notice_word(static_cast<std::int32_t>(rank));
+  if (helper_ != nullptr) helper_->inquire();
+  const Deadline end = Clock::now() + kTimeToAnswer;
+  std::int32_t blamed = site.peer;
+  while (true) {
+    tell_waiting(site);
+    if (helper_ != nullptr) helper_->progress();
+    const Loss loss = find_loss(site.peer);
+    if (const std::uint64_t seen = load(word); reached(seen, value)) return seen;
+    check_excluded(site);
+    if (loss.rank >= 0) throw_lost(loss, site);
+    blamed = follow(before, site.peer);
+    if (blamed < 0 || Clock::now() >= end) break;
+    std::this_thread::sleep_for(kShortestSleep);
+  }
+  const std::uint8_t phase = phase_number(site.phase);
+  if (blamed < 0) {
+    publish({.kind = NoticeKind::gave_up, .rank = site.peer, .phase = phase});
+    throw_timeout(waited, site);
+  }
+  publish({.kind = NoticeKind::accuses, .rank = blamed, .phase = phase});
+  if (blamed == site.peer) throw_timeout(waited, site);
+  throw_lost({blamed, fmt::format("it does not answer and holds up rank {}", site.peer)}, site);
+}
+
+/// The rank at the end of the chain of ranks that wait for each other, from the one waited for; -1 where there
+/// is none, since the chain is a circle or leads to this rank.
+std::int32_t Waiter::follow(const std::vector<std::uint64_t>& before, std::int32_t awaited) const {
+  std::int32_t at = awaited;
+  for (std::size_t step = 0; step < before.size() && at >= 0 && at != rank_; ++step) {
+    const std::uint64_t word = notice_word(at);
+    const Notice notice = unpack_notice(word);
+    const auto index = static_cast<std::size_t>(at);
+    const bool waits = (notice.kind == NoticeKind::gave_up && word != settled_[index]) ||
+                       (notice.kind == NoticeKind::waiting && word != before[index]);
+    if (!waits) return at;
+    at = notice.rank;
+  }
+  return -1;
+}
+
+void Waiter::tell_waiting(const WaitSite& site) const noexcept {
+  const std::uint64_t word = pack_notice(
+      ++notices_, {.kind = NoticeKind::waiting, .rank = site.peer, .phase = phase_number(site.phase)});
+  std::atomic_ref(segment_.slot(index_).notice).store(word, std::memory_order_release);
+  if (helper_ != nullptr) helper_->answer(word);
+}
+
+void Waiter::publish(const Notice& notice) const noexcept {
+  const std::uint64_t word = pack_notice(++notices_, notice);
+  std::atomic_ref(segment_.slot(index_).notice).store(word, std::memory_order_release);
+  if (helper_ != nullptr) helper_->publish(word);
+}
+
+std::uint64_t Waiter::notice_word(std::int32_t rank) const noexcept {
+  const std::int32_t slot = slot_of_[static_cast<std::size_t>(rank)];
+  if (slot >= 0) return std::atomic_ref(segment_.slot(slot).notice).load(std::memory_order_acquire);
+  return helper_ == nullptr ? 0 : helper_->notice_of(rank);
+}
+
+Loss Waiter::find_loss(std::int32_t awaited) const {
+  // A process that ended comes first, then a rank that another accuses, then ranks that failed: those may have
+  // failed because of it.
   Loss failed;
   Loss finished;
   const int ready = poll(processes_.data(), processes_.size(), 0);
-  for (std::int32_t peer = 0; peer < segment_.ranks(); ++peer) {
-    if (peer == rank_ || forgotten_[static_cast<std::size_t>(peer)] != 0) continue;
-    const pollfd& process = processes_[static_cast<std::size_t>(peer)];
+  for (std::int32_t slot = 0; slot < segment_.ranks(); ++slot) {
+    const std::int32_t peer = members_[static_cast<std::size_t>(slot)];
+    if (slot == index_ || forgotten(peer)) continue;
+    const pollfd& process = processes_[static_cast<std::size_t>(slot)];
     const bool ended = ready > 0 && process.fd >= 0 && process.revents != 0;
-    switch (load_state(segment_.slot(peer))) {
+    switch (load_state(segment_.slot(slot))) {
       case RankState::running:
         if (ended) return {peer, "its process ended"};
         break;
@@ -172,6 +280,23 @@ Waiter::Loss Waiter::find_loss(std::int32_t awaited) const {
         break;
     }
   }
+  Loss elsewhere;
+  if (helper_ != nullptr) elsewhere = helper_->find_loss();
+  for (std::int32_t peer = 0; peer < static_cast<std::int32_t>(slot_of_.size()); ++peer) {
+    if (peer == rank_ || forgotten(peer)) continue;
+    const std::uint64_t word = notice_word(peer);
+    const Notice notice = unpack_notice(word);
+    if (notice.kind == NoticeKind::accuses && word != settled_[static_cast<std::size_t>(peer)] &&
+        notice.rank >= 0 && notice.rank != rank_ && !forgotten(notice.rank)) {
+      return {notice.rank,
+              fmt::format("rank {} timed out waiting for it in {}", peer, phase_name(notice.phase))};
+    }
+    if (slot_of_[static_cast<std::size_t>(peer)] >= 0) continue;  // Its slot says more.
+    if (notice.kind == NoticeKind::failed && (failed.rank < 0 || peer == awaited))
+      failed = {peer, "it ended with an error"};
+    if (notice.kind == NoticeKind::finished && peer == awaited) finished = {peer, "it has finished"};
+  }
+  if (elsewhere.rank >= 0) return elsewhere;
   return failed.rank >= 0 ? failed : finished;
 }
 
@@ -193,7 +318,7 @@ void Waiter::throw_excluded(const WaitSite& site) const {
       Errc::peer_lost,
       fmt::format("rank {}: excluded: it did not answer, and the others went on without it (so rank {} "
                   "says), while {}",
-                  rank_, load_excluded_by(segment_.slot(rank_)) - 1, place(site)));
+                  rank_, load_excluded_by(segment_.slot(index_)) - 1, place(site)));
 }
 
 }  // namespace shunt::shm
