@@ -1,0 +1,26 @@
+#include <fmt/format.h>
+
+#include "net/networks.h"
+#include "ofi/ofi_network.h"
+
+namespace shunt {
+
+std::string ofi_unavailable_reason() {
+  // Whether there is a provider shows when ranks start: asking here would initialise libfabric in a process
+  // that forks them afterwards.
+  return {};
+}
+
+std::string ofi_description() {
+  static const std::string providers = ofi::list_providers();
+  const std::uint32_t version = fi_version();
+  return fmt::format("libfabric {}.{} with {}", FI_MAJOR(version), FI_MINOR(version),
+                     providers.empty() ? "no usable provider" : providers);
+}
+
+std::unique_ptr<net::Network> make_ofi_network(Bootstrap& bootstrap, const World& world,
+                                               const LaunchOptions& options, Deadline deadline) {
+  return std::make_unique<ofi::OfiNetwork>(bootstrap, world, ofi::settings_of(options), deadline);
+}
+
+}  // namespace shunt

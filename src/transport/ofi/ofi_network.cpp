@@ -1,0 +1,545 @@
+#include "ofi/ofi_network.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include <shunt/core/error.h>
+
+#include "ofi/host_address.h"
+
+namespace shunt::ofi {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr std::size_t kMostSends = 1024;
+constexpr std::size_t kReceives = 256;
+constexpr std::size_t kSlotBytes = 64;
+constexpr std::int64_t kBounceBytes = 64 * 1024;
+constexpr std::int32_t kBouncePieces = 32;
+
+/// Names in MemoryName::words
+constexpr std::size_t kAddress = 0;
+constexpr std::size_t kKey = 1;
+constexpr std::size_t kGeneration = 2;
+
+/// What ranks tell each other at the start.
+struct Greeting {
+  std::array<char, 64> provider{};
+  std::int32_t delivery = 0;
+  std::int32_t address_bytes = 0;
+  std::array<char, 192> address{};
+};
+
+[[nodiscard]] std::string variable(const char* name) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? std::string{} : std::string(text);
+}
+
+/// Where all ranks meet: SHUNT_OFI_INTERFACE; else where the bootstrap met; else loopback if all ranks are in
+/// one network namespace; else what looks reachable.
+[[nodiscard]] std::string bind_address(Bootstrap& bootstrap, const World& world, const Settings& settings,
+                                       Deadline deadline) {
+  const std::uint64_t mine = network_identity();
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(bootstrap.size()));
+  bootstrap.allgather(&mine, sizeof mine, all.data(), deadline, "start of the fabric");
+  const std::string interface = entry_of_list(settings.interfaces, world.local_rank);
+  if (!interface.empty()) return address_of_interface(interface);
+  if (std::string address = bootstrap.local_address(); !address.empty()) return address;
+  const bool together = std::all_of(all.begin(), all.end(), [&](std::uint64_t one) { return one == mine; });
+  return together ? "127.0.0.1" : first_routable_address();
+}
+
+[[nodiscard]] FabricRequest request_of(Bootstrap& bootstrap, const World& world, const Settings& settings,
+                                       Deadline deadline) {
+  return {.provider = settings.provider,
+          .node = bind_address(bootstrap, world, settings, deadline),
+          .domain = entry_of_list(settings.domains, world.local_rank),
+          .local_rank = world.local_rank,
+          .delivery = settings.delivery};
+}
+
+}  // namespace
+
+Settings settings_of(const LaunchOptions& options) {
+  Settings settings{.provider = options.provider,
+                    .delivery = {},
+                    .domains = variable("SHUNT_OFI_DOMAIN"),
+                    .interfaces = variable("SHUNT_OFI_INTERFACE"),
+                    .stall_deadline = options.stall_deadline};
+  const std::string delivery = variable("SHUNT_OFI_DELIVERY");
+  if (delivery.empty()) return settings;
+  for (const Delivery one : {Delivery::words, Delivery::messages, Delivery::counted}) {
+    if (delivery == delivery_name(one)) settings.delivery = one;
+  }
+  if (!settings.delivery) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("SHUNT_OFI_DELIVERY is '{}'; words, messages and counted are allowed", delivery));
+  }
+  return settings;
+}
+
+/// Errors: see throw_stalled(), throw_lost().
+class OfiNetwork::Stall {
+ public:
+  Stall(OfiNetwork& network, std::int32_t awaited)
+      : network_(network), awaited_(awaited), start_(Clock::now()), completed_(network.completed_) {}
+
+  void pause() {
+    network_.progress();
+    if (network_.completed_ != completed_) {
+      completed_ = network_.completed_;
+      start_ = Clock::now();
+      rounds_ = 0;
+      return;
+    }
+    if (++rounds_ < kSpins) return;
+    const auto waited = Clock::now() - start_;
+    if (waited < kYieldTime) {
+      sched_yield();
+      return;
+    }
+    if (waited > network_.settings_.stall_deadline) network_.throw_stalled(awaited_, waited);
+    const std::int32_t gone = network_.bootstrap_.lost();
+    if (gone >= 0 && !network_.peer_of(gone).ignored()) {
+      network_.throw_lost(gone, awaited_, "it is gone");
+    }
+    std::this_thread::sleep_for(kSleep);
+  }
+
+ private:
+  static constexpr int kSpins = 16;
+  static constexpr auto kYieldTime = 5ms;
+  static constexpr auto kSleep = 100us;
+
+  OfiNetwork& network_;
+  std::int32_t awaited_;
+  Clock::time_point start_;
+  std::uint64_t completed_;
+  int rounds_ = 0;
+};
+
+OfiNetwork::OfiNetwork(Bootstrap& bootstrap, const World& world, const Settings& settings, Deadline deadline)
+    : bootstrap_(bootstrap),
+      world_(world),
+      settings_(settings),
+      fabric_(request_of(bootstrap, world, settings, deadline)),
+      peers_(static_cast<std::size_t>(world.size)) {
+  const std::size_t sends = std::clamp<std::size_t>(fabric_.info().tx_attr->size, 1, kMostSends);
+  const std::size_t receives = std::clamp<std::size_t>(fabric_.info().rx_attr->size, 1, kReceives);
+  operations_.resize(sends + receives);
+  slots_ = std::make_unique<std::byte[]>(operations_.size() * kSlotBytes);
+  if (fabric_.needs_local_registration()) {
+    slots_memory_ =
+        fabric_.register_memory(slots_.get(), static_cast<std::int64_t>(operations_.size() * kSlotBytes),
+                                FI_SEND | FI_RECV | FI_WRITE);
+  }
+  for (std::size_t index = sends; index-- > 0;) free_.push_back(static_cast<std::int32_t>(index));
+  for (std::size_t index = sends; index < operations_.size(); ++index) {
+    operations_[index].kind = Kind::receive;
+    unposted_.push_back(static_cast<std::int32_t>(index));
+  }
+  post_receives();
+  connect(bootstrap, deadline);
+}
+
+void OfiNetwork::connect(Bootstrap& bootstrap, Deadline deadline) {
+  const std::string address = fabric_.address();
+  Greeting mine;
+  if (address.size() > mine.address.size()) {
+    throw Error(Errc::unavailable, fmt::format("libfabric: provider {} has addresses of {} bytes; {} fit",
+                                               fabric_.provider(), address.size(), mine.address.size()));
+  }
+  fabric_.provider().copy(mine.provider.data(), mine.provider.size() - 1);
+  mine.delivery = static_cast<std::int32_t>(fabric_.delivery());
+  mine.address_bytes = static_cast<std::int32_t>(address.size());
+  address.copy(mine.address.data(), address.size());
+  std::vector<Greeting> all(peers_.size());
+  bootstrap.allgather(&mine, sizeof mine, all.data(), deadline, "start of the fabric");
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    const Greeting& other = all[rank];
+    if (other.provider != mine.provider || other.delivery != mine.delivery) {
+      throw Error(
+          Errc::unavailable,
+          fmt::format("rank {}: libfabric's provider is {} with delivery {} here and {} with delivery "
+                      "{} on rank {}; name one provider that every rank has",
+                      world_.rank, mine.provider.data(), delivery_name(fabric_.delivery()),
+                      other.provider.data(), delivery_name(static_cast<Delivery>(other.delivery)), rank));
+    }
+    peers_[rank].address =
+        fabric_.insert({other.address.data(), static_cast<std::size_t>(other.address_bytes)});
+  }
+}
+
+OfiNetwork::~OfiNetwork() {
+  try {
+    for (std::int32_t rank = 0; rank < world_.size; ++rank) {
+      Peer& peer = peer_of(rank);
+      if (rank == world_.rank || !peer.spoken || peer.ignored() || peer.lost || free_.empty()) continue;
+      // One try each: a peer that takes nothing now is not worth waiting for.
+      Operation* operation = take_operation(peer, rank, Kind::message);
+      if (operation == nullptr) continue;
+      const Message message{.kind = MessageKind::leave,
+                            .source = static_cast<std::uint32_t>(world_.rank),
+                            .writes = peer.writes};
+      std::memcpy(slot(index_of(*operation)), &message, sizeof message);
+      for (int attempt = 0; attempt < 100; ++attempt) {
+        const ssize_t code =
+            fi_send(fabric_.endpoint(), slot(index_of(*operation)), sizeof message,
+                    slots_memory_ ? fi_mr_desc(slots_memory_.get()) : nullptr, peer.address, operation);
+        if (code != -FI_EAGAIN) break;
+        progress();
+      }
+    }
+    const auto last_words = Clock::now() + 300ms;
+    const auto all_done = [&] {
+      return std::all_of(peers_.begin(), peers_.end(),
+                         [](const Peer& peer) { return !peer.spoken || peer.ignored() || peer.lost; });
+    };
+    while (Clock::now() < last_words) {
+      progress();
+      // A peer that left has read everything that it waited for, and this rank's farewell may still be here.
+      if (all_done() && pending_ == 0) break;
+      std::this_thread::sleep_for(50us);
+    }
+  } catch (...) {  // The end of a rank reports nothing; its peers have their deadlines.
+  }
+}
+
+std::int64_t OfiNetwork::direct_put_bytes() const noexcept {
+  // A write costs a system call and a copy over sockets, and a work request on a NIC.
+  return binds_to_host_address(fabric_.provider()) || fabric_.provider() == "shm" ? 32 * 1024 : 2 * 1024;
+}
+
+net::MemoryName OfiNetwork::expose(std::int32_t id, std::byte* base, std::int64_t bytes) {
+  Region& region = regions_[id];
+  region.base = base;
+  region.bytes = bytes;
+  region.generation = next_generation_++;
+  region.memory = fabric_.register_memory(base, bytes, FI_REMOTE_WRITE | FI_WRITE);
+  net::MemoryName name;
+  name.words[kAddress] = fabric_.has_mode(FI_MR_VIRT_ADDR)
+                             ? static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(base))
+                             : 0;
+  name.words[kKey] = region.memory ? fi_mr_key(region.memory.get()) : 0;
+  name.words[kGeneration] = region.generation;
+  return name;
+}
+
+void OfiNetwork::admit(std::int32_t id, std::span<const net::MemoryName> names) {
+  regions_[id].names.assign(names.begin(), names.end());
+}
+
+void OfiNetwork::withdraw(std::int32_t id) noexcept {
+  regions_.erase(id);
+}
+
+const OfiNetwork::Region* OfiNetwork::region_holding(const std::byte* from,
+                                                     std::int64_t bytes) const noexcept {
+  for (const auto& [id, region] : regions_) {
+    if (from >= region.base && from + bytes <= region.base + region.bytes) return &region;
+  }
+  return nullptr;
+}
+
+std::byte* OfiNetwork::slot(std::size_t index) const noexcept {
+  return slots_.get() + index * kSlotBytes;
+}
+
+void OfiNetwork::check(const Peer& peer, std::int32_t rank) const {
+  if (peer.lost) throw_lost(rank, rank, peer.how);
+  if (!broken_.empty()) {
+    throw Error(Errc::unavailable,
+                fmt::format("rank {}: libfabric: provider {}: {}", world_.rank, fabric_.provider(), broken_));
+  }
+}
+
+/// Result: null where the peer has come to be ignored.
+OfiNetwork::Operation* OfiNetwork::take_operation(Peer& peer, std::int32_t rank, Kind kind) {
+  if (free_.empty()) [[unlikely]] {
+    Stall stall(*this, rank);
+    while (free_.empty()) stall.pause();
+    if (peer.ignored()) return nullptr;
+  }
+  Operation& operation = operations_[static_cast<std::size_t>(free_.back())];
+  free_.pop_back();
+  operation.peer = rank;
+  operation.kind = kind;
+  operation.bounce = -1;
+  ++peer.pending;
+  ++pending_;
+  peer.spoken = true;
+  return &operation;
+}
+
+std::int32_t OfiNetwork::take_bounce(Peer&, std::int32_t rank) {
+  if (bounce_ == nullptr) {
+    bounce_ = std::make_unique<std::byte[]>(static_cast<std::size_t>(kBounceBytes * kBouncePieces));
+    if (fabric_.needs_local_registration()) {
+      bounce_memory_ = fabric_.register_memory(bounce_.get(), kBounceBytes * kBouncePieces, FI_WRITE);
+    }
+    for (std::int32_t piece = 0; piece < kBouncePieces; ++piece) free_bounce_.push_back(piece);
+  }
+  if (free_bounce_.empty()) {
+    Stall stall(*this, rank);
+    while (free_bounce_.empty()) stall.pause();
+  }
+  const std::int32_t piece = free_bounce_.back();
+  free_bounce_.pop_back();
+  return piece;
+}
+
+void OfiNetwork::free_operation(Operation& operation) noexcept {
+  Peer& peer = peer_of(operation.peer);
+  --peer.pending;
+  if (!peer.ignored()) --pending_;
+  ++completed_;
+  if (operation.bounce >= 0) free_bounce_.push_back(operation.bounce);
+  operation.kind = Kind::free;
+  free_.push_back(static_cast<std::int32_t>(index_of(operation)));
+}
+
+/// Result: false where the peer came to be ignored meanwhile.
+template <typename Call>
+bool OfiNetwork::post(Peer& peer, std::int32_t rank, const Call& call) {
+  ssize_t code = call();
+  if (code == 0) [[likely]]
+    return true;
+  Stall stall(*this, rank);
+  while (code == -FI_EAGAIN) {
+    stall.pause();
+    if (peer.ignored()) return false;
+    check(peer, rank);
+    code = call();
+  }
+  if (code == 0) return true;
+  lose(rank, fabric_text(code));
+  check(peer, rank);
+  return false;
+}
+
+void OfiNetwork::put(std::int32_t peer, std::int32_t id, std::int64_t offset, const void* from,
+                     std::int64_t bytes) {
+  Peer& target = peer_of(peer);
+  if (target.ignored() || bytes == 0) return;
+  const net::MemoryName name = regions_.at(id).names[static_cast<std::size_t>(peer)];
+  write(target, peer, name, offset, static_cast<const std::byte*>(from), bytes);
+}
+
+void OfiNetwork::put_signal(std::int32_t peer, std::int32_t id, std::int64_t offset, const void* from,
+                            std::int64_t bytes, std::int64_t signal_offset, std::uint64_t value) {
+  put(peer, id, offset, from, bytes);
+  signal(peer, id, signal_offset, value);
+}
+
+void OfiNetwork::signal(std::int32_t peer, std::int32_t id, std::int64_t signal_offset, std::uint64_t value) {
+  Peer& target = peer_of(peer);
+  if (target.ignored()) return;
+  const net::MemoryName& name = regions_.at(id).names[static_cast<std::size_t>(peer)];
+  if (fabric_.delivery() == Delivery::words) {
+    write_word(target, peer, name, signal_offset, value);
+    return;
+  }
+  send(target, peer,
+       {.kind = MessageKind::signal,
+        .source = static_cast<std::uint32_t>(world_.rank),
+        .id = id,
+        .generation = static_cast<std::uint32_t>(name.words[kGeneration]),
+        .offset = static_cast<std::uint64_t>(signal_offset),
+        .value = value,
+        .writes = target.writes});
+}
+
+void OfiNetwork::write(Peer& peer, std::int32_t rank, const net::MemoryName& name, std::int64_t offset,
+                       const std::byte* from, std::int64_t bytes) {
+  check(peer, rank);
+  const bool needs_registration = fabric_.needs_local_registration() || settings_.always_bounce;
+  void* description = nullptr;
+  bool bounce = false;
+  if (needs_registration) {
+    const Region* region = settings_.always_bounce ? nullptr : region_holding(from, bytes);
+    bounce = region == nullptr;
+    if (region != nullptr) description = fi_mr_desc(region->memory.get());
+  }
+  const bool counted = fabric_.delivery() == Delivery::counted;
+  std::uint64_t flags = FI_COMPLETION;
+  if (counted) flags |= FI_REMOTE_CQ_DATA;
+  if (!fabric_.writes_in_order()) flags |= FI_DELIVERY_COMPLETE;  // What fence() waits for
+  if (bounce && bytes <= fabric_.inject_bytes() && fabric_.writes_in_order()) {
+    flags |= FI_INJECT;
+    bounce = false;
+  }
+  const std::int64_t most =
+      bounce ? std::min(kBounceBytes, fabric_.max_write_bytes()) : fabric_.max_write_bytes();
+  for (std::int64_t done = 0; done < bytes;) {
+    const std::int64_t piece = std::min(most, bytes - done);
+    const std::int32_t bounce_piece = bounce ? take_bounce(peer, rank) : -1;
+    const std::byte* source = from + done;
+    if (bounce) {
+      std::byte* copy = bounce_.get() + kBounceBytes * bounce_piece;
+      std::memcpy(copy, source, static_cast<std::size_t>(piece));
+      source = copy;
+      description = bounce_memory_ ? fi_mr_desc(bounce_memory_.get()) : nullptr;
+    }
+    Operation* operation = take_operation(peer, rank, Kind::write);
+    if (operation == nullptr) {
+      if (bounce) free_bounce_.push_back(bounce_piece);
+      return;
+    }
+    operation->bounce = bounce_piece;
+    const iovec local{.iov_base = const_cast<std::byte*>(source), .iov_len = static_cast<std::size_t>(piece)};
+    const fi_rma_iov remote{.addr = name.words[kAddress] + static_cast<std::uint64_t>(offset + done),
+                            .len = static_cast<std::size_t>(piece),
+                            .key = name.words[kKey]};
+    const fi_msg_rma message{.msg_iov = &local,
+                             .desc = &description,
+                             .iov_count = 1,
+                             .addr = peer.address,
+                             .rma_iov = &remote,
+                             .rma_iov_count = 1,
+                             .context = operation,
+                             .data = static_cast<std::uint64_t>(world_.rank)};
+    bool posted = false;
+    try {
+      posted = post(peer, rank, [&] { return fi_writemsg(fabric_.endpoint(), &message, flags); });
+    } catch (...) {
+      free_operation(*operation);
+      throw;
+    }
+    if (!posted) {
+      free_operation(*operation);
+      return;
+    }
+    ++peer.writes;
+    done += piece;
+  }
+}
+
+void OfiNetwork::write_word(Peer& peer, std::int32_t rank, const net::MemoryName& name, std::int64_t offset,
+                            std::uint64_t value) {
+  check(peer, rank);
+  Operation* operation = take_operation(peer, rank, Kind::message);
+  if (operation == nullptr) return;
+  std::byte* word = slot(index_of(*operation));
+  std::memcpy(word, &value, sizeof value);
+  void* description = slots_memory_ ? fi_mr_desc(slots_memory_.get()) : nullptr;
+  const iovec local{.iov_base = word, .iov_len = sizeof value};
+  const fi_rma_iov remote{.addr = name.words[kAddress] + static_cast<std::uint64_t>(offset),
+                          .len = sizeof value,
+                          .key = name.words[kKey]};
+  const fi_msg_rma message{.msg_iov = &local,
+                           .desc = &description,
+                           .iov_count = 1,
+                           .addr = peer.address,
+                           .rma_iov = &remote,
+                           .rma_iov_count = 1,
+                           .context = operation,
+                           .data = 0};
+  const bool fits = fabric_.inject_bytes() >= static_cast<std::int64_t>(sizeof value);
+  const std::uint64_t flags = FI_COMPLETION | (fits ? FI_INJECT : 0);
+  bool posted = false;
+  try {
+    posted = post(peer, rank, [&] { return fi_writemsg(fabric_.endpoint(), &message, flags); });
+  } catch (...) {
+    free_operation(*operation);
+    throw;
+  }
+  if (!posted) free_operation(*operation);
+}
+
+void OfiNetwork::send(Peer& peer, std::int32_t rank, const Message& content) {
+  static_assert(sizeof(Message) <= kSlotBytes);
+  check(peer, rank);
+  Operation* operation = take_operation(peer, rank, Kind::message);
+  if (operation == nullptr) return;
+  std::byte* bytes = slot(index_of(*operation));
+  std::memcpy(bytes, &content, sizeof content);
+  void* description = slots_memory_ ? fi_mr_desc(slots_memory_.get()) : nullptr;
+  const iovec local{.iov_base = bytes, .iov_len = sizeof content};
+  const fi_msg message{.msg_iov = &local,
+                       .desc = &description,
+                       .iov_count = 1,
+                       .addr = peer.address,
+                       .context = operation,
+                       .data = 0};
+  // Not fi_inject(), which gives no completion for quiet() to wait for.
+  const bool fits = fabric_.inject_bytes() >= static_cast<std::int64_t>(sizeof content);
+  const std::uint64_t flags = FI_COMPLETION | (fits ? FI_INJECT : 0);
+  bool posted = false;
+  try {
+    posted = post(peer, rank, [&] { return fi_sendmsg(fabric_.endpoint(), &message, flags); });
+  } catch (...) {
+    free_operation(*operation);
+    throw;
+  }
+  if (!posted) free_operation(*operation);
+}
+
+void OfiNetwork::drain() {
+  if (pending_ == 0) return;
+  progress();
+  std::int32_t awaited = -1;
+  std::optional<Stall> stall;
+  while (pending_ > 0) {
+    awaited = -1;
+    for (std::int32_t rank = 0; rank < world_.size; ++rank) {
+      const Peer& peer = peer_of(rank);
+      if (peer.pending == 0 || peer.ignored()) continue;
+      check(peer, rank);
+      if (awaited < 0) awaited = rank;
+    }
+    if (!stall) stall.emplace(*this, awaited);
+    stall->pause();
+  }
+  for (std::int32_t rank = 0; rank < world_.size; ++rank) {
+    if (!peer_of(rank).ignored()) check(peer_of(rank), rank);
+  }
+}
+
+void OfiNetwork::fence() {
+  // Signals are ordered by their delivery; writes where the provider does not keep their order are not.
+  if (!fabric_.writes_in_order()) drain();
+}
+
+void OfiNetwork::quiet() {
+  drain();
+}
+
+std::int32_t OfiNetwork::lost() noexcept {
+  for (std::int32_t rank = 0; rank < world_.size; ++rank) {
+    const Peer& peer = peer_of(rank);
+    if (peer.lost && !peer.ignored()) return rank;
+  }
+  return -1;
+}
+
+void OfiNetwork::exclude(std::span<const std::int32_t> ranks) {
+  for (const std::int32_t rank : ranks) {
+    Peer& peer = peer_of(rank);
+    if (peer.excluded) continue;
+    ignore(peer);
+    peer.excluded = true;
+    peer.waiting.clear();
+    fabric_.remove(peer.address);
+  }
+}
+
+void OfiNetwork::throw_stalled(std::int32_t rank, Clock::duration waited) const {
+  throw Error(
+      Errc::timeout,
+      fmt::format("rank {}: timed out after {} ms waiting for rank {} in put (provider {})", world_.rank,
+                  std::chrono::round<std::chrono::milliseconds>(waited).count(), rank, fabric_.provider()));
+}
+
+void OfiNetwork::throw_lost(std::int32_t rank, std::int32_t awaited, const std::string& how) const {
+  throw Error(Errc::peer_lost, fmt::format("rank {}: lost rank {} ({}: {}) while waiting for rank {} in put",
+                                           world_.rank, rank, fabric_.provider(), how, awaited));
+}
+
+}  // namespace shunt::ofi
