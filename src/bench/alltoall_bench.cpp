@@ -113,8 +113,9 @@ struct PointRunner {
     const Channel channel;
     const auto outcomes = job.run(launch_options(options), [&](Transport& transport) {
       try {
-        const PointResult result =
-            measure_point(transport, workload ? &*workload : nullptr, specs, settings, harness);
+        const std::unique_ptr<Transport> wrapped = options.wrap ? options.wrap(transport) : nullptr;
+        const PointResult result = measure_point(wrapped ? *wrapped : transport,
+                                                 workload ? &*workload : nullptr, specs, settings, harness);
         if (job.reports(transport.world())) channel.write(encode_result(result));
       } catch (const std::bad_alloc&) {
         throw_out_of_memory();

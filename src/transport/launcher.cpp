@@ -63,6 +63,15 @@ void pin(const LocalRun& launch, std::int32_t rank) {
   }
 }
 
+/// A rank's place among the nodes that this machine pretends to be.
+[[nodiscard]] World local_world(const LaunchOptions& options, std::int32_t rank) {
+  const std::int32_t per_node = options.ranks / options.nodes;
+  World world{.rank = rank, .size = options.ranks, .local_rank = rank % per_node, .node = rank / per_node};
+  if (options.nodes > 1)
+    for (std::int32_t other = 0; other < options.ranks; ++other) world.nodes.push_back(other / per_node);
+  return world;
+}
+
 /// Runs one rank in this process or thread and leaves its end in its slot.
 void run_rank(const LocalRun& launch, std::int32_t rank) {
   RankSlot& slot = launch.segment.slot(rank);
@@ -75,7 +84,7 @@ void run_rank(const LocalRun& launch, std::int32_t rank) {
   };
   try {
     if (launch.options.pin) pin(launch, rank);
-    const World world{.rank = rank, .size = launch.options.ranks, .local_rank = rank, .node = 0};
+    const World world = local_world(launch.options, rank);
     const bool oversubscribed = launch.cpus.size() < static_cast<std::size_t>(launch.options.ranks);
     ShmTransport transport(launch.segment, world, launch.options.mode == RankMode::processes, oversubscribed,
                            launch.start);
@@ -272,6 +281,11 @@ void check(const LaunchOptions& options) {
   if (options.ranks < 1 || options.ranks > kMostRanks) {
     throw Error(Errc::invalid_argument,
                 fmt::format("{} ranks; 1 to {} are allowed on one machine", options.ranks, kMostRanks));
+  }
+  if (options.nodes < 1 || options.ranks % options.nodes != 0) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("{} nodes for {} ranks; a divisor of the number of ranks is allowed",
+                            options.nodes, options.ranks));
   }
   std::string known;
   for (const TransportInfo& info : transport_registry()) {

@@ -9,6 +9,7 @@
 #include <shunt/bench/alltoall_bench.h>
 #include <shunt/core/error.h>
 #include <shunt/layout/slots.h>
+#include <shunt/transport/wrap.h>
 
 namespace shunt::bench {
 namespace {
@@ -88,6 +89,113 @@ TEST(AllToAllBenchTest, RunsTheWaysOfANetworkOnOneNodeOnlyWhereTheyAreNamed) {
     EXPECT_EQ(method.crossing.row_bytes, 0) << method.name << ": all memory can be loaded";
     EXPECT_EQ(method.crossing.counted_row_bytes, 0);
   }
+}
+
+/// Ranks of `nodes` nodes that reach each other's memory within a node only.
+AllToAllBenchOptions cluster_options(std::int32_t ranks, std::int32_t nodes) {
+  AllToAllBenchOptions options = small_options();
+  options.ranks = ranks;
+  options.nodes = nodes;
+  options.transport = "shm";
+  options.num_experts = 16;
+  options.top_k = 6;
+  options.tokens = {9};
+  options.wrap = [](Transport& transport) {
+    return make_delayed(transport, {.probability = 0.1, .hide_other_nodes = true});
+  };
+  return options;
+}
+
+TEST(AllToAllBenchTest, CountsWhatCrossesBetweenNodesToTheByte) {
+  const std::vector<std::function<void(AllToAllBenchOptions&)>> shapes{
+      [](auto&) {},
+      [](auto& o) { o.dp_size = 2; },
+      [](auto& o) { o.in_dtype = DType::f8e4m3; },
+      [](auto& o) { o.num_experts = 3, o.top_k = 3; },
+      [](auto& o) { o.routings = {"uniform+mask:0.4+uneven"}; },
+      [](auto& o) { o.layout = RowLayout::padded, o.alignment = 8; },
+  };
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    SCOPED_TRACE(i);
+    AllToAllBenchOptions options = cluster_options(4, 2);
+    shapes[i](options);
+    const PointResult result = run_one(options);
+    EXPECT_EQ(result.nodes, 2);
+    std::set<std::string> hashes;
+    const MethodResult* flat = nullptr;
+    const MethodResult* hier = nullptr;
+    for (const MethodResult& method : result.methods) {
+      if (method.status == "skipped") {
+        EXPECT_TRUE(method.reason.starts_with("this build has no") || method.name == "xcopy")
+            << method.name << ": " << method.reason;
+        continue;
+      }
+      EXPECT_EQ(method.status, "ok") << method.name << " " << method.variant << ": " << method.reason;
+      EXPECT_TRUE(method.correct) << method.name;
+      if (!method.result_hash.empty()) hashes.insert(method.result_hash);
+      if (method.name == "shunt/flat") flat = &method;
+      if (method.name == "shunt/hier") hier = &method;
+      if (method.name == "xcopy") {
+        EXPECT_TRUE(method.variant.starts_with("put")) << method.variant;
+      }
+    }
+    EXPECT_EQ(hashes.size(), 1U);
+    ASSERT_NE(flat, nullptr);
+    ASSERT_NE(hier, nullptr);
+    EXPECT_GT(hier->crossing.row_bytes, 0);
+    EXPECT_EQ(hier->crossing.row_bytes, hier->crossing.counted_row_bytes);
+    EXPECT_EQ(flat->crossing.row_bytes, flat->crossing.counted_row_bytes);
+    EXPECT_LE(hier->crossing.row_bytes, flat->crossing.row_bytes);
+    EXPECT_EQ(hier->crossing.uniform_row_bytes > 0, options.routings[0] == "uniform");
+    if (options.dp_size == 1) {
+      EXPECT_EQ(flat->crossing.result_bytes, flat->crossing.counted_result_bytes);
+    }
+  }
+}
+
+TEST(AllToAllBenchTest, CallsThePlacementOfRanksOnTwoNodesANetwork) {
+  AllToAllBenchOptions options = cluster_options(2, 2);
+  options.methods = {"shunt", "xcopy"};
+  EXPECT_EQ(run_one(options).placements(), (std::vector<std::string>{"network"}));
+  options = cluster_options(4, 2);
+  options.methods = {"shunt"};
+  const std::vector<std::string> seen = run_one(options).placements();
+  EXPECT_EQ(std::count(seen.begin(), seen.end(), "network"), 0) << "ranks 0 and 1 share a node";
+}
+
+TEST(AllToAllBenchTest, FailsAMethodThatMovesMoreThanItsPathAsksFor) {
+  AllToAllBenchOptions options = cluster_options(4, 2);
+  options.methods = {"shunt/flat"};
+  for (MethodSpec& spec : options.registry)
+    if (spec.name == "shunt/flat") spec.crossing = CrossingPath::nodes;
+  const AllToAllBenchReport report = run_alltoall_bench(options, {"test"}, {});
+  EXPECT_TRUE(report.failed);
+  EXPECT_EQ(report.status, exit_status(Errc::check_failed));
+  const std::string& reason = report.points.at(0).methods.at(0).reason;
+  EXPECT_NE(reason.find("bytes of rows crossed"), std::string::npos) << reason;
+}
+
+TEST(AllToAllBenchTest, SkipsEverywhereWhatOneRankCannotRun) {
+  AllToAllBenchOptions options = small_options();
+  options.methods = {"shunt", "shunt/view", "simd/put"};
+  for (MethodSpec& spec : options.registry) {
+    if (spec.name == "shunt/view")
+      spec.unsuited = [](const Transport& transport) -> std::string {
+        return transport.world().rank == 1 ? "not on rank 1" : "";
+      };
+    if (spec.name == "simd/put")
+      spec.make = [make = spec.make](const MethodContext& context) {
+        if (context.transport.world().rank == 0) throw Error(Errc::unavailable, "rank 0 has no such helper");
+        return make(context);
+      };
+  }
+  const PointResult result = run_one(options);
+  ASSERT_EQ(result.methods.size(), 3U);
+  EXPECT_EQ(result.methods[0].status, "ok") << result.methods[0].reason;
+  EXPECT_EQ(result.methods[1].status, "skipped");
+  EXPECT_EQ(result.methods[1].reason, "not on rank 1");
+  EXPECT_EQ(result.methods[2].status, "skipped");
+  EXPECT_EQ(result.methods[2].reason, "rank 0 has no such helper");
 }
 
 TEST(AllToAllBenchTest, MeasuresEveryPhaseOfAMethod) {

@@ -87,8 +87,22 @@ TEST_P(LauncherTest, ReportsTheCauseWhereOthersLostTheRank) {
   EXPECT_EQ(combined_status(outcomes), 2);
 }
 
+TEST_P(LauncherTest, SplitsRanksEvenlyAmongTheNodesItPretendsToHave) {
+  const auto outcomes = run_ranks({.ranks = 6, .nodes = 3, .mode = GetParam()}, [](Transport& transport) {
+    const World& world = transport.world();
+    const bool right = world.num_nodes() == 3 && world.node == world.rank / 2 &&
+                       world.local_rank == world.rank % 2 && world.node_of(5) == 2 &&
+                       transport.capabilities().load_store;
+    return right ? 0 : 1;
+  });
+  EXPECT_EQ(combined_status(outcomes), 0);
+}
+
 TEST_P(LauncherTest, RefusesBadOptionsBeforeStarting) {
   const RankMode mode = GetParam();
+  EXPECT_NE(
+      refusal({.ranks = 4, .nodes = 3, .mode = mode}, Errc::invalid_argument).find("3 nodes for 4 ranks"),
+      std::string::npos);
   EXPECT_NE(refusal({.ranks = 0, .mode = mode}, Errc::invalid_argument).find("0 ranks; 1 to 1024"),
             std::string::npos);
   EXPECT_NE(refusal({.ranks = 1025, .mode = mode}, Errc::invalid_argument).find("1 to 1024"),

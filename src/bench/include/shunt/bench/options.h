@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,8 @@ struct AllToAllBenchOptions {
   std::string jsonl;  ///< Empty: the TSV's name with .jsonl
   bool write_files = true;
   std::vector<MethodSpec> registry = alltoall_methods();
+  /// For tests: each rank measures over what this makes of its transport.
+  std::function<std::unique_ptr<Transport>(Transport&)> wrap{};
 };
 
 /// Parses "1,4,8": whole numbers from 1 to 8192.
