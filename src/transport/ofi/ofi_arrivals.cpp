@@ -41,6 +41,7 @@ void OfiNetwork::progress() {
     if (static_cast<std::size_t>(count) < events.size()) break;
   }
   if (!unposted_.empty()) post_receives();
+  if (!outbox_.empty()) send_outbox();
 }
 
 void OfiNetwork::take_event(const fi_cq_data_entry& event) noexcept {
@@ -89,16 +90,11 @@ void OfiNetwork::take_message(const Message& message) noexcept {
   Peer& source = peers_[message.source];
   if (source.excluded) return;
   source.spoken = true;
-  if (message.kind == MessageKind::leave) {
-    ignore(source);
-    source.left = true;
-    return;
-  }
   if (fabric_.delivery() == Delivery::counted && source.arrived < message.writes) {
     source.waiting.push_back(message);
     return;
   }
-  apply(message);
+  obey(message);
 }
 
 void OfiNetwork::take_arrival(std::uint64_t rank) noexcept {
@@ -109,7 +105,40 @@ void OfiNetwork::take_arrival(std::uint64_t rank) noexcept {
   if (source.waiting.empty() || source.excluded) return;
   std::erase_if(source.waiting, [&](const Message& message) {
     if (source.arrived < message.writes) return false;
-    apply(message);
+    obey(message);
+    return true;
+  });
+}
+
+void OfiNetwork::obey(const Message& message) noexcept {
+  Peer& source = peers_[message.source];
+  switch (message.kind) {
+    case MessageKind::signal:
+      apply(message);
+      return;
+    case MessageKind::withdraw:
+      for (auto& [id, region] : regions_) {
+        if (region.generation == message.generation) region.withdrawn[message.source] = 1;
+      }
+      for (Region& region : retired_) {
+        if (region.generation == message.generation) region.withdrawn[message.source] = 1;
+      }
+      break;
+    case MessageKind::leave:
+      ignore(source);
+      source.left = true;
+      break;
+  }
+  close_retired();
+}
+
+void OfiNetwork::close_retired() noexcept {
+  std::erase_if(retired_, [&](const Region& region) {
+    for (std::size_t rank = 0; rank < peers_.size(); ++rank) {
+      const Peer& peer = peers_[rank];
+      const bool may_put = is_remote(static_cast<std::int32_t>(rank)) && !peer.ignored() && !peer.lost;
+      if (may_put && region.withdrawn[rank] == 0) return false;
+    }
     return true;
   });
 }

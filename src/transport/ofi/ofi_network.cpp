@@ -180,22 +180,11 @@ void OfiNetwork::connect(Bootstrap& bootstrap, Deadline deadline) {
 OfiNetwork::~OfiNetwork() {
   try {
     for (std::int32_t rank = 0; rank < world_.size; ++rank) {
-      Peer& peer = peer_of(rank);
-      if (rank == world_.rank || !peer.spoken || peer.ignored() || peer.lost || free_.empty()) continue;
-      // One try each: a peer that takes nothing now is not worth waiting for.
-      Operation* operation = take_operation(peer, rank, Kind::message);
-      if (operation == nullptr) continue;
-      const Message message{.kind = MessageKind::leave,
-                            .source = static_cast<std::uint32_t>(world_.rank),
-                            .writes = peer.writes};
-      std::memcpy(slot(index_of(*operation)), &message, sizeof message);
-      for (int attempt = 0; attempt < 100; ++attempt) {
-        const ssize_t code =
-            fi_send(fabric_.endpoint(), slot(index_of(*operation)), sizeof message,
-                    slots_memory_ ? fi_mr_desc(slots_memory_.get()) : nullptr, peer.address, operation);
-        if (code != -FI_EAGAIN) break;
-        progress();
-      }
+      const Peer& peer = peer_of(rank);
+      if (!peer.spoken || peer.ignored() || peer.lost) continue;
+      outbox_.emplace_back(rank, Message{.kind = MessageKind::leave,
+                                         .source = static_cast<std::uint32_t>(world_.rank),
+                                         .writes = peer.writes});
     }
     const auto last_words = Clock::now() + 300ms;
     const auto all_done = [&] {
@@ -205,7 +194,7 @@ OfiNetwork::~OfiNetwork() {
     while (Clock::now() < last_words) {
       progress();
       // A peer that left has read everything that it waited for, and this rank's farewell may still be here.
-      if (all_done() && pending_ == 0) break;
+      if (all_done() && pending_ == 0 && outbox_.empty()) break;
       std::this_thread::sleep_for(50us);
     }
   } catch (...) {  // The end of a rank reports nothing; its peers have their deadlines.
@@ -218,17 +207,22 @@ std::int64_t OfiNetwork::direct_put_bytes() const noexcept {
 }
 
 net::MemoryName OfiNetwork::expose(std::int32_t id, std::byte* base, std::int64_t bytes) {
-  Region& region = regions_[id];
+  Region region;
+  region.id = id;
   region.base = base;
   region.bytes = bytes;
   region.generation = next_generation_++;
-  region.memory = fabric_.register_memory(base, bytes, FI_REMOTE_WRITE | FI_WRITE);
+  region.alias = Alias(base, bytes);
+  std::byte* registered = region.alias.base() != nullptr ? region.alias.base() : base;
+  region.memory = fabric_.register_memory(registered, bytes, FI_REMOTE_WRITE | FI_WRITE);
+  region.withdrawn.resize(peers_.size());
   net::MemoryName name;
   name.words[kAddress] = fabric_.has_mode(FI_MR_VIRT_ADDR)
-                             ? static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(base))
+                             ? static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(registered))
                              : 0;
   name.words[kKey] = region.memory ? fi_mr_key(region.memory.get()) : 0;
   name.words[kGeneration] = region.generation;
+  regions_[id] = std::move(region);
   return name;
 }
 
@@ -237,11 +231,27 @@ void OfiNetwork::admit(std::int32_t id, std::span<const net::MemoryName> names) 
 }
 
 void OfiNetwork::withdraw(std::int32_t id) noexcept {
-  regions_.erase(id);
+  const auto found = regions_.find(id);
+  if (found == regions_.end()) return;
+  Region region = std::move(found->second);
+  regions_.erase(found);
+  for (std::size_t rank = 0; rank < region.names.size(); ++rank) {
+    const Peer& peer = peers_[rank];
+    if (!is_remote(static_cast<std::int32_t>(rank)) || peer.ignored() || peer.lost) continue;
+    outbox_.emplace_back(
+        static_cast<std::int32_t>(rank),
+        Message{.kind = MessageKind::withdraw,
+                .source = static_cast<std::uint32_t>(world_.rank),
+                .id = id,
+                .generation = static_cast<std::uint32_t>(region.names[rank].words[kGeneration]),
+                .writes = peer.writes});
+  }
+  if (region.alias.base() != nullptr) retired_.push_back(std::move(region));
+  close_retired();
+  send_outbox();
 }
 
-const OfiNetwork::Region* OfiNetwork::region_holding(const std::byte* from,
-                                                     std::int64_t bytes) const noexcept {
+const Region* OfiNetwork::region_holding(const std::byte* from, std::int64_t bytes) const noexcept {
   for (const auto& [id, region] : regions_) {
     if (from >= region.base && from + bytes <= region.base + region.bytes) return &region;
   }
@@ -365,7 +375,10 @@ void OfiNetwork::write(Peer& peer, std::int32_t rank, const net::MemoryName& nam
   if (needs_registration) {
     const Region* region = settings_.always_bounce ? nullptr : region_holding(from, bytes);
     bounce = region == nullptr;
-    if (region != nullptr) description = fi_mr_desc(region->memory.get());
+    if (region != nullptr) {
+      description = fi_mr_desc(region->memory.get());
+      if (region->alias.base() != nullptr) from = region->alias.base() + (from - region->base);
+    }
   }
   const bool counted = fabric_.delivery() == Delivery::counted;
   std::uint64_t flags = FI_COMPLETION;
@@ -453,32 +466,49 @@ void OfiNetwork::write_word(Peer& peer, std::int32_t rank, const net::MemoryName
   if (!posted) free_operation(*operation);
 }
 
-void OfiNetwork::send(Peer& peer, std::int32_t rank, const Message& content) {
+ssize_t OfiNetwork::try_send(Operation& operation, const Message& content) noexcept {
   static_assert(sizeof(Message) <= kSlotBytes);
-  check(peer, rank);
-  Operation* operation = take_operation(peer, rank, Kind::message);
-  if (operation == nullptr) return;
-  std::byte* bytes = slot(index_of(*operation));
+  std::byte* bytes = slot(index_of(operation));
   std::memcpy(bytes, &content, sizeof content);
   void* description = slots_memory_ ? fi_mr_desc(slots_memory_.get()) : nullptr;
   const iovec local{.iov_base = bytes, .iov_len = sizeof content};
   const fi_msg message{.msg_iov = &local,
                        .desc = &description,
                        .iov_count = 1,
-                       .addr = peer.address,
-                       .context = operation,
+                       .addr = peer_of(operation.peer).address,
+                       .context = &operation,
                        .data = 0};
   // Not fi_inject(), which gives no completion for quiet() to wait for.
   const bool fits = fabric_.inject_bytes() >= static_cast<std::int64_t>(sizeof content);
-  const std::uint64_t flags = FI_COMPLETION | (fits ? FI_INJECT : 0);
+  return fi_sendmsg(fabric_.endpoint(), &message, FI_COMPLETION | (fits ? FI_INJECT : 0));
+}
+
+void OfiNetwork::send(Peer& peer, std::int32_t rank, const Message& content) {
+  check(peer, rank);
+  Operation* operation = take_operation(peer, rank, Kind::message);
+  if (operation == nullptr) return;
   bool posted = false;
   try {
-    posted = post(peer, rank, [&] { return fi_sendmsg(fabric_.endpoint(), &message, flags); });
+    posted = post(peer, rank, [&] { return try_send(*operation, content); });
   } catch (...) {
     free_operation(*operation);
     throw;
   }
   if (!posted) free_operation(*operation);
+}
+
+void OfiNetwork::send_outbox() noexcept {
+  while (!outbox_.empty() && !free_.empty()) {
+    const auto& [rank, message] = outbox_.back();
+    Peer& peer = peer_of(rank);
+    if (!peer.ignored() && !peer.lost) {
+      Operation& operation = *take_operation(peer, rank, Kind::message);
+      const ssize_t code = try_send(operation, message);
+      if (code != 0) free_operation(operation);
+      if (code == -FI_EAGAIN) return;
+    }
+    outbox_.pop_back();
+  }
 }
 
 void OfiNetwork::drain() {
@@ -528,6 +558,7 @@ void OfiNetwork::exclude(std::span<const std::int32_t> ranks) {
     peer.waiting.clear();
     fabric_.remove(peer.address);
   }
+  close_retired();
 }
 
 void OfiNetwork::throw_stalled(std::int32_t rank, Clock::duration waited) const {

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include <shunt/transport/launch.h>
@@ -17,6 +18,7 @@
 #include "bootstrap.h"
 #include "net/network.h"
 #include "ofi/fabric.h"
+#include "ofi/region.h"
 
 namespace shunt::ofi {
 
@@ -84,7 +86,11 @@ class OfiNetwork final : public net::Network {
     std::int32_t bounce = -1;  ///< Piece of bounce memory that it reads
   };
 
-  enum class MessageKind : std::uint32_t { signal, leave };
+  enum class MessageKind : std::uint32_t {
+    signal,
+    withdraw,  ///< The source puts to this memory no more
+    leave,     ///< The source ends
+  };
 
   /// Two-sided messages, between hosts of one byte order.
   struct Message {
@@ -95,14 +101,6 @@ class OfiNetwork final : public net::Network {
     std::uint64_t offset = 0;
     std::uint64_t value = 0;
     std::uint64_t writes = 0;  ///< Counted delivery: writes to this peer before it
-  };
-
-  struct Region {
-    std::byte* base = nullptr;
-    std::int64_t bytes = 0;
-    std::uint32_t generation = 0;
-    Handle<fid_mr> memory;
-    std::vector<net::MemoryName> names;  ///< [R]
   };
 
   struct Peer {
@@ -137,7 +135,11 @@ class OfiNetwork final : public net::Network {
   void take_failure() noexcept;
   void take_message(const Message& message) noexcept;
   void take_arrival(std::uint64_t source) noexcept;
+  void obey(const Message& message) noexcept;
   void apply(const Message& message) noexcept;
+  void close_retired() noexcept;
+  void send_outbox() noexcept;
+  ssize_t try_send(Operation& operation, const Message& content) noexcept;
   void lose(std::int32_t rank, std::string how) noexcept;
   void ignore(Peer& peer) noexcept;
   void check(const Peer& peer, std::int32_t rank) const;
@@ -151,6 +153,10 @@ class OfiNetwork final : public net::Network {
   [[nodiscard]] std::size_t index_of(const Operation& operation) const noexcept {
     return static_cast<std::size_t>(&operation - operations_.data());
   }
+  /// Only these put here: ranks of one node share memory.
+  [[nodiscard]] bool is_remote(std::int32_t rank) const noexcept {
+    return world_.node_of(rank) != world_.node_of(world_.rank);
+  }
   [[nodiscard]] std::byte* slot(std::size_t index) const noexcept;
   [[nodiscard]] Peer& peer_of(std::int32_t rank) { return peers_[static_cast<std::size_t>(rank)]; }
 
@@ -160,6 +166,8 @@ class OfiNetwork final : public net::Network {
   Fabric fabric_;
   std::vector<Peer> peers_;
   std::unordered_map<std::int32_t, Region> regions_;
+  std::vector<Region> retired_;                           ///< Withdrawn here, but not by every peer
+  std::vector<std::pair<std::int32_t, Message>> outbox_;  ///< Of withdraw(), which does not wait
   std::uint32_t next_generation_ = 1;
 
   std::vector<Operation> operations_;   ///< Sends first, then receives; never moves
