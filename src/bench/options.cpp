@@ -171,13 +171,20 @@ std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump*
 }
 
 std::vector<MethodSpec> select_methods(const AllToAllBenchOptions& options) {
-  if (options.methods.empty()) return options.registry;
   std::vector<MethodSpec> selected;
-  for (const MethodSpec& spec : options.registry)
-    if (std::find(options.methods.begin(), options.methods.end(), spec.name) != options.methods.end()) {
-      selected.push_back(spec);
-      selected.back().asked_for = true;
-    }
+  for (const MethodSpec& spec : options.registry) {
+    const bool named =
+        std::find(options.methods.begin(), options.methods.end(), spec.name) != options.methods.end();
+    if (!named && !options.methods.empty() && !(options.peers && spec.opens_sockets)) continue;
+    selected.push_back(spec);
+    selected.back().asked_for = named;
+    std::string& reason = selected.back().unavailable;
+    if (!reason.empty()) continue;
+    if (spec.opens_sockets && !named && !options.peers)
+      reason = "opens sockets: name it in --methods or give --peers";
+    else if (spec.look)
+      reason = spec.look();
+  }
   for (const std::string& name : options.methods) {
     if (std::any_of(selected.begin(), selected.end(),
                     [&](const MethodSpec& spec) { return spec.name == name; }))

@@ -158,11 +158,13 @@ std::string format_methods(std::span<const MethodSpec> methods) {
   for (const MethodSpec& spec : methods) {
     if (spec.name == last) continue;
     last = spec.name;
-    text += fmt::format("{:<18}{:<10}{}{}\n", spec.name,
-                        !spec.unavailable.empty()        ? "absent"
+    const std::string reason = spec.unavailable.empty() && spec.look ? spec.look() : spec.unavailable;
+    text += fmt::format("{:<18}{:<10}{}{}{}\n", spec.name,
+                        !reason.empty()                  ? "absent"
                         : spec.kind == MethodKind::floor ? "floor"
                                                          : "available",
-                        spec.summary, spec.unavailable.empty() ? "" : "; " + spec.unavailable);
+                        spec.summary, spec.opens_sockets ? " (opens sockets: --peers)" : "",
+                        reason.empty() ? "" : "; " + reason);
   }
   return text;
 }

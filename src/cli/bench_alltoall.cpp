@@ -132,7 +132,8 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
       ->allow_extra_args(false);
   app->add_option("--input", o.input, "Tokens and routing from DIR/{x,topk_idx,topk_weights}.npy")
       ->type_name("DIR");
-  add_list(*app, "--methods", "Methods to run (default all); see --list", o.methods);
+  add_list(*app, "--methods", "Methods to run (default all but those of --peers); see --list", o.methods);
+  app->add_flag("--peers", o.peers, "Also run the methods that open sockets (torch, simd/gloo)");
   add_whole(*app, "--warmup", "Untimed iterations at the start of a block (default 2)", o.warmup, 0,
             1'000'000);
   add_whole(*app, "--iterations", "Timed iterations per block, up to 500 (default: what fits 4 ms)",

@@ -63,7 +63,7 @@ TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
       {{"bench", "alltoall", "--max-seconds", "soon"}, "a number from"},
       {{"bench", "alltoall", "--input", "/nonexistent", "--experts", "8"}, "/nonexistent"},
       {{"bench", "alltoall", "--input", "/nonexistent"}, "--experts"},
-      {{"bench", "alltoall", "--methods", "torch,cuda/nccl"}, "torch: this build has no"},
+      {{"bench", "alltoall", "--methods", "cpu/nccl,cuda/nccl"}, "cpu/nccl: this build has no"},
       {{"bench", "alltoall", "--tsv", "/proc/nosuch.tsv"}, "/proc/nosuch.tsv"},
       {{"bench", "alltoall", "--nosuch"}, "--nosuch"},
       {{"bench"}, "subcommand"},

@@ -7,8 +7,10 @@
 
 #include "dense.h"
 #include "floors.h"
+#include "gloo.h"
 #include "packed.h"
 #include "shunt.h"
+#include "torch_peer.h"
 
 namespace shunt::bench {
 namespace {
@@ -67,6 +69,35 @@ MethodSpec absent(const char* name, const char* summary, const char* reason) {
   MethodSpec spec{.name = name, .summary = summary};
   spec.unavailable = reason;
   return spec;
+}
+
+MethodSpec torch_method() {
+  MethodSpec spec{.name = "torch", .summary = "PyTorch in a process of each rank, all_to_all_single"};
+  spec.look = torch_unavailable;
+  spec.opens_sockets = true;
+  spec.own_bytes = torch_bytes;
+  spec.shared_sizes = torch_sizes;
+  spec.make = make_torch_method;
+  return spec;
+}
+
+/// gloo's own thread beside the rank's on one core, or wherever this program may run: which is faster depends on
+/// the size and on how many ranks share a core.
+void add_gloo_methods(std::vector<MethodSpec>& all) {
+  const char* const name = "simd/gloo";
+  const char* const summary = "vector pack, gloo alltoallv over TCP, vector unpack";
+#ifdef SHUNT_HAVE_GLOO
+  for (const bool roaming : {false, true}) {
+    MethodSpec spec{.name = name, .variant = roaming ? "roaming" : "pinned", .summary = summary};
+    spec.opens_sockets = true;
+    spec.shared_sizes = gloo_sizes;
+    const std::vector<int> cpus = roaming ? usable_cpus() : std::vector<int>{};
+    spec.make = [cpus](const MethodContext& context) { return make_gloo_method(context, cpus); };
+    all.push_back(std::move(spec));
+  }
+#else
+  all.push_back(absent(name, summary, "this build has no gloo (Debian package libgloo-dev)"));
+#endif
 }
 
 }  // namespace
@@ -135,7 +166,8 @@ std::vector<MethodSpec> alltoall_methods() {
   dense.make = make_dense_method;
   all.push_back(std::move(dense));
 
-  all.push_back(absent("torch", "torch.distributed all_to_all_single", "this build has no libtorch method"));
+  all.push_back(torch_method());
+  add_gloo_methods(all);
   all.push_back(absent("cpu/nccl", "CPU pack, NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
   all.push_back(
       absent("cpu/nvshmem", "CPU pack, NVSHMEM put", "this build has no NVSHMEM: it needs CUDA and a GPU"));
@@ -148,7 +180,6 @@ std::vector<MethodSpec> alltoall_methods() {
   all.push_back(absent("simd/mpi", "vector pack, MPI_Alltoallv", "this build has no MPI transport"));
   all.push_back(
       absent("simd/mpi-dedup", "one row per token and rank over MPI", "this build has no MPI transport"));
-  all.push_back(absent("simd/gloo", "vector pack, gloo alltoallv", "this build has no gloo"));
   all.push_back(absent("memcpy", "floor: device copy of the same bytes", "this build has no CUDA"));
   return all;
 }

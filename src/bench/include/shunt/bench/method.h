@@ -170,6 +170,9 @@ struct MethodSpec {
   bool asked_for = false;  ///< Named in --methods
   /// Which bytes cross, for methods whose Method::crossed() counts them: the count must be right to the byte.
   CrossingPath crossing = CrossingPath::none;
+  /// The same by a look that costs time, taken only once the method is wanted; empty where there is none.
+  std::function<std::string()> look{};
+  bool opens_sockets = false;  ///< Runs only if named, or with --peers
   bool has_dispatch = true;
   bool has_combine = true;
   bool inner_phases_cost = false;  ///< Inner phases need settings.record_inner and a run of their own

@@ -32,7 +32,8 @@ struct AllToAllBenchOptions {
   std::int64_t max_recv_rows = -1;
   std::vector<std::string> routings{"uniform"};
   std::string input;                 ///< Directory of a model dump; empty: tokens from the seed
-  std::vector<std::string> methods;  ///< Empty: all
+  std::vector<std::string> methods;  ///< Empty: all that open no sockets
+  bool peers = false;                ///< Also those that do
   std::int64_t warmup = 2;           ///< Untimed iterations at the start of each block
   std::int64_t iterations = 0;       ///< Timed ones per block; 0: as many as fit block_ms
   double block_ms = 4;
@@ -69,7 +70,8 @@ struct AllToAllBenchOptions {
 [[nodiscard]] std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
                                                std::int32_t job_ranks);
 
-/// The methods asked for, floors included.
+/// The methods asked for, floors included; those that this machine cannot run, or that open sockets and were not
+/// asked for, with the reason.
 /// Errors: Errc::invalid_argument lists the names there are.
 [[nodiscard]] std::vector<MethodSpec> select_methods(const AllToAllBenchOptions& options);
 
