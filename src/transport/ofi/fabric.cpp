@@ -205,6 +205,10 @@ bool Fabric::writes_in_order() const noexcept {
          info_->ep_attr->max_order_waw_size >= static_cast<std::size_t>(max_write_bytes());
 }
 
+bool Fabric::messages_in_order() const noexcept {
+  return (promised_order(*info_) & FI_ORDER_SAS) != 0;
+}
+
 std::int64_t Fabric::max_write_bytes() const noexcept {
   std::size_t most = std::min(info_->ep_attr->max_msg_size, static_cast<std::size_t>(kMostWriteBytes));
   if (delivery_ == Delivery::words) most = std::min(most, info_->ep_attr->max_order_waw_size);

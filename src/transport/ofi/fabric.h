@@ -69,6 +69,7 @@ class Fabric {
   [[nodiscard]] Delivery delivery() const noexcept { return delivery_; }
   /// RMA writes towards one peer take effect in the order they were issued.
   [[nodiscard]] bool writes_in_order() const noexcept;
+  [[nodiscard]] bool messages_in_order() const noexcept;
   [[nodiscard]] bool needs_local_registration() const noexcept { return has_mode(FI_MR_LOCAL); }
   [[nodiscard]] bool has_mode(int mr_mode) const noexcept {
     return (info_->domain_attr->mr_mode & mr_mode) != 0;

@@ -125,8 +125,7 @@ void OfiNetwork::obey(const Message& message) noexcept {
       }
       break;
     case MessageKind::leave:
-      ignore(source);
-      source.left = true;
+      set_gone(source, &Peer::left);
       break;
   }
   close_retired();
@@ -136,7 +135,7 @@ void OfiNetwork::close_retired() noexcept {
   std::erase_if(retired_, [&](const Region& region) {
     for (std::size_t rank = 0; rank < peers_.size(); ++rank) {
       const Peer& peer = peers_[rank];
-      const bool may_put = is_remote(static_cast<std::int32_t>(rank)) && !peer.ignored() && !peer.lost;
+      const bool may_put = is_remote(static_cast<std::int32_t>(rank)) && !peer.gone();
       if (may_put && region.withdrawn[rank] == 0) return false;
     }
     return true;
@@ -154,21 +153,21 @@ void OfiNetwork::apply(const Message& message) noexcept {
   }
   const std::atomic_ref word(*reinterpret_cast<std::uint64_t*>(region.base + message.offset));
   // Messages may overtake each other where the provider keeps no order; a word only grows.
-  if (static_cast<std::int64_t>(message.value - word.load(std::memory_order_relaxed)) > 0) {
-    word.store(message.value, std::memory_order_release);
-  }
+  const bool late = !fabric_.messages_in_order() &&
+                    static_cast<std::int64_t>(message.value - word.load(std::memory_order_relaxed)) < 0;
+  if (!late) word.store(message.value, std::memory_order_release);
 }
 
 void OfiNetwork::lose(std::int32_t rank, std::string how) noexcept {
   Peer& peer = peer_of(rank);
-  if (peer.lost || peer.ignored()) return;
-  peer.lost = true;
+  if (peer.gone()) return;
+  set_gone(peer, &Peer::lost);
   peer.how = std::move(how);
 }
 
-void OfiNetwork::ignore(Peer& peer) noexcept {
-  if (peer.ignored()) return;
-  pending_ -= peer.pending;
+void OfiNetwork::set_gone(Peer& peer, bool Peer::*why) noexcept {
+  if (!peer.gone()) pending_ -= peer.pending;
+  peer.*why = true;
 }
 
 }  // namespace shunt::ofi

@@ -106,9 +106,10 @@ class OfiNetwork::Stall {
       return;
     }
     if (waited > network_.settings_.stall_deadline) network_.throw_stalled(awaited_, waited);
+    // Another rank may have ended well; only where this one stays stuck is that the likely reason.
     const std::int32_t gone = network_.bootstrap_.lost();
-    if (gone >= 0 && !network_.peer_of(gone).ignored()) {
-      network_.throw_lost(gone, awaited_, "it is gone");
+    if (gone >= 0 && !network_.peer_of(gone).gone() && (gone == awaited_ || waited > kBenefitOfDoubt)) {
+      network_.throw_lost(gone, awaited_, "its process or connection ended");
     }
     std::this_thread::sleep_for(kSleep);
   }
@@ -117,6 +118,7 @@ class OfiNetwork::Stall {
   static constexpr int kSpins = 16;
   static constexpr auto kYieldTime = 5ms;
   static constexpr auto kSleep = 100us;
+  static constexpr auto kBenefitOfDoubt = 1s;
 
   OfiNetwork& network_;
   std::int32_t awaited_;
@@ -181,7 +183,7 @@ OfiNetwork::~OfiNetwork() {
   try {
     for (std::int32_t rank = 0; rank < world_.size; ++rank) {
       const Peer& peer = peer_of(rank);
-      if (!peer.spoken || peer.ignored() || peer.lost) continue;
+      if (!peer.spoken || peer.gone()) continue;
       outbox_.emplace_back(rank, Message{.kind = MessageKind::leave,
                                          .source = static_cast<std::uint32_t>(world_.rank),
                                          .writes = peer.writes});
@@ -189,7 +191,7 @@ OfiNetwork::~OfiNetwork() {
     const auto last_words = Clock::now() + 300ms;
     const auto all_done = [&] {
       return std::all_of(peers_.begin(), peers_.end(),
-                         [](const Peer& peer) { return !peer.spoken || peer.ignored() || peer.lost; });
+                         [](const Peer& peer) { return !peer.spoken || peer.gone(); });
     };
     while (Clock::now() < last_words) {
       progress();
@@ -237,7 +239,7 @@ void OfiNetwork::withdraw(std::int32_t id) noexcept {
   regions_.erase(found);
   for (std::size_t rank = 0; rank < region.names.size(); ++rank) {
     const Peer& peer = peers_[rank];
-    if (!is_remote(static_cast<std::int32_t>(rank)) || peer.ignored() || peer.lost) continue;
+    if (!is_remote(static_cast<std::int32_t>(rank)) || peer.gone()) continue;
     outbox_.emplace_back(
         static_cast<std::int32_t>(rank),
         Message{.kind = MessageKind::withdraw,
@@ -246,7 +248,8 @@ void OfiNetwork::withdraw(std::int32_t id) noexcept {
                 .generation = static_cast<std::uint32_t>(region.names[rank].words[kGeneration]),
                 .writes = peer.writes});
   }
-  if (region.alias.base() != nullptr) retired_.push_back(std::move(region));
+  // Nobody knew memory that was never admitted.
+  if (region.alias.base() != nullptr && !region.names.empty()) retired_.push_back(std::move(region));
   close_retired();
   send_outbox();
 }
@@ -283,7 +286,7 @@ OfiNetwork::Operation* OfiNetwork::take_operation(Peer& peer, std::int32_t rank,
   operation.kind = kind;
   operation.bounce = -1;
   ++peer.pending;
-  ++pending_;
+  if (!peer.gone()) ++pending_;
   peer.spoken = true;
   return &operation;
 }
@@ -308,7 +311,7 @@ std::int32_t OfiNetwork::take_bounce(Peer&, std::int32_t rank) {
 void OfiNetwork::free_operation(Operation& operation) noexcept {
   Peer& peer = peer_of(operation.peer);
   --peer.pending;
-  if (!peer.ignored()) --pending_;
+  if (!peer.gone()) --pending_;
   ++completed_;
   if (operation.bounce >= 0) free_bounce_.push_back(operation.bounce);
   operation.kind = Kind::free;
@@ -501,7 +504,7 @@ void OfiNetwork::send_outbox() noexcept {
   while (!outbox_.empty() && !free_.empty()) {
     const auto& [rank, message] = outbox_.back();
     Peer& peer = peer_of(rank);
-    if (!peer.ignored() && !peer.lost) {
+    if (!peer.gone()) {
       Operation& operation = *take_operation(peer, rank, Kind::message);
       const ssize_t code = try_send(operation, message);
       if (code != 0) free_operation(operation);
@@ -514,21 +517,12 @@ void OfiNetwork::send_outbox() noexcept {
 void OfiNetwork::drain() {
   if (pending_ == 0) return;
   progress();
-  std::int32_t awaited = -1;
-  std::optional<Stall> stall;
   while (pending_ > 0) {
-    awaited = -1;
-    for (std::int32_t rank = 0; rank < world_.size; ++rank) {
-      const Peer& peer = peer_of(rank);
-      if (peer.pending == 0 || peer.ignored()) continue;
-      check(peer, rank);
-      if (awaited < 0) awaited = rank;
-    }
-    if (!stall) stall.emplace(*this, awaited);
-    stall->pause();
-  }
-  for (std::int32_t rank = 0; rank < world_.size; ++rank) {
-    if (!peer_of(rank).ignored()) check(peer_of(rank), rank);
+    std::int32_t awaited = 0;
+    while (peer_of(awaited).pending == 0 || peer_of(awaited).gone()) ++awaited;
+    const Peer& peer = peer_of(awaited);
+    Stall stall(*this, awaited);
+    while (peer.pending > 0 && !peer.gone()) stall.pause();
   }
 }
 
@@ -553,8 +547,7 @@ void OfiNetwork::exclude(std::span<const std::int32_t> ranks) {
   for (const std::int32_t rank : ranks) {
     Peer& peer = peer_of(rank);
     if (peer.excluded) continue;
-    ignore(peer);
-    peer.excluded = true;
+    set_gone(peer, &Peer::excluded);
     peer.waiting.clear();
     fabric_.remove(peer.address);
   }

@@ -72,6 +72,7 @@ class OfiNetwork final : public net::Network {
   void fence() override;
   void quiet() override;
   void progress() override;
+  [[nodiscard]] bool idle() noexcept { return pending_ == 0 && outbox_.empty(); }
   [[nodiscard]] std::int32_t lost() noexcept override;
   void exclude(std::span<const std::int32_t> ranks) override;
 
@@ -114,7 +115,10 @@ class OfiNetwork final : public net::Network {
     bool left = false;  ///< It said that it ends; puts to it are dropped
     bool lost = false;
     std::string how;  ///< lost: what libfabric said
-    [[nodiscard]] bool ignored() const noexcept { return excluded || left; }
+    [[nodiscard]] bool ignored() const noexcept {
+      return excluded || left;
+    }                                                                       ///< What is put to it is dropped
+    [[nodiscard]] bool gone() const noexcept { return ignored() || lost; }  ///< Not waited for
   };
 
   void connect(Bootstrap& bootstrap, Deadline deadline);
@@ -141,7 +145,7 @@ class OfiNetwork final : public net::Network {
   void send_outbox() noexcept;
   ssize_t try_send(Operation& operation, const Message& content) noexcept;
   void lose(std::int32_t rank, std::string how) noexcept;
-  void ignore(Peer& peer) noexcept;
+  void set_gone(Peer& peer, bool Peer::*why) noexcept;
   void check(const Peer& peer, std::int32_t rank) const;
   [[noreturn]] void throw_stalled(std::int32_t rank, Clock::duration waited) const;
   [[noreturn]] void throw_lost(std::int32_t rank, std::int32_t awaited, const std::string& how) const;
@@ -178,7 +182,7 @@ class OfiNetwork final : public net::Network {
   std::unique_ptr<std::byte[]> bounce_;  ///< Made when first needed
   Handle<fid_mr> bounce_memory_;
   std::vector<std::int32_t> free_bounce_;
-  std::int64_t pending_ = 0;  ///< Operations towards peers that are not ignored
+  std::int64_t pending_ = 0;  ///< Operations towards peers that are not gone
   std::uint64_t completed_ = 0;
   std::string broken_;  ///< What libfabric said where no rank is to blame
 };
