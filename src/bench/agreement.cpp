@@ -46,20 +46,6 @@ std::vector<T> gather(Transport& transport, const std::vector<T>& mine, std::chr
   return all;
 }
 
-/// The machine whose steady clock this process reads: a kernel since its start, and a time namespace of it.
-std::uint64_t clock_domain() {
-  std::string domain;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> domain;
-  char space[64] = {};
-  if (readlink("/proc/self/ns/time", space, sizeof space - 1) > 0) domain += space;
-  // Where neither can be read, host names are the best there is.
-  if (domain.empty()) {
-    gethostname(space, sizeof space - 1);
-    domain = space;
-  }
-  return hash_text(domain);
-}
-
 struct PointNote {
   double max_seconds = 0;
   std::int64_t begin_ns = 0;
@@ -119,6 +105,19 @@ std::vector<std::string> gather_reasons(Transport& transport, const std::vector<
 }
 
 }  // namespace
+
+std::uint64_t clock_domain() {
+  std::string domain;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> domain;
+  char space[64] = {};
+  if (readlink("/proc/self/ns/time", space, sizeof space - 1) > 0) domain += space;
+  // Where neither can be read, host names are the best there is.
+  if (domain.empty()) {
+    gethostname(space, sizeof space - 1);
+    domain = space;
+  }
+  return hash_text(domain);
+}
 
 std::vector<OptionHash> hash_options(const AllToAllBenchOptions& options, const std::vector<Point>& points,
                                      const std::vector<MethodSpec>& specs, const ModelDump* dump) {

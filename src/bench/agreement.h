@@ -14,6 +14,9 @@
 
 namespace shunt::bench {
 
+/// The machine whose steady clock this process reads: a kernel since its start, and a time namespace of it.
+[[nodiscard]] std::uint64_t clock_domain();
+
 /// What a process could not do before its ranks met; code is only meant where there is a text.
 struct Refusal {
   Errc code = Errc::internal;

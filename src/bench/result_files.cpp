@@ -50,7 +50,7 @@ ResultFiles::ResultFiles(const std::string& tsv, const std::string& jsonl) {
 }
 
 ResultFiles::~ResultFiles() {
-  for (File* file : {&tsv_, &jsonl_})
+  for (NewFile* file : {&tsv_, &jsonl_})
     if (keep_)
       close(file->descriptor);
     else
@@ -68,7 +68,7 @@ void ResultFiles::add_point(std::string_view table, std::string_view records) {
   jsonl_.append(records);
 }
 
-void ResultFiles::File::make() {
+void NewFile::make() {
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   std::error_code error;
   if (!folder.empty()) std::filesystem::create_directories(folder, error);
@@ -78,7 +78,7 @@ void ResultFiles::File::make() {
   if (descriptor < 0) refuse(path, errno);
 }
 
-void ResultFiles::File::append(std::string_view text) const {
+void NewFile::append(std::string_view text) const {
   while (!text.empty()) {
     const ssize_t written = write(descriptor, text.data(), text.size());
     if (written < 0 && errno == EINTR) continue;
@@ -88,7 +88,7 @@ void ResultFiles::File::append(std::string_view text) const {
   if (fsync(descriptor) != 0 && errno != EINVAL && errno != EROFS) refuse(path, errno);
 }
 
-void ResultFiles::File::remove() noexcept {
+void NewFile::remove() noexcept {
   if (descriptor < 0) return;
   close(descriptor);
   unlink(path.c_str());

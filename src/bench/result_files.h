@@ -5,6 +5,17 @@
 
 namespace shunt::bench {
 
+/// A file that must not have been there before.
+struct NewFile {
+  std::string path;
+  int descriptor = -1;  ///< -1: not made, or removed
+  /// Makes it, and its folder where that is missing. Errors: Errc::io with path and reason.
+  void make();
+  /// On disk when it returns. Errors: Errc::io.
+  void append(std::string_view text) const;
+  void remove() noexcept;
+};
+
 /// Table and record file of one run, made before anything is measured and grown point by point, so that what
 /// was measured survives whatever ends the run.
 class ResultFiles {
@@ -28,14 +39,7 @@ class ResultFiles {
   [[nodiscard]] const std::string& jsonl_path() const noexcept { return jsonl_.path; }
 
  private:
-  struct File {
-    std::string path;
-    int descriptor = -1;
-    void make();
-    void append(std::string_view text) const;
-    void remove() noexcept;
-  };
-  File tsv_, jsonl_;
+  NewFile tsv_, jsonl_;
   bool keep_ = false;
 };
 

@@ -10,6 +10,7 @@
 #include <shunt/bench/report.h>
 #include <shunt/core/error.h>
 
+#include "add_option.h"
 #include "commands.h"
 
 namespace shunt::cli {
@@ -23,48 +24,6 @@ struct Typed {
   bool list = false;
   bool quiet = false;
 };
-
-/// Adds an option whose text `set` turns into a value. The errors of `set` pass through CLI11 unchanged.
-template <class Set>
-void add_text(CLI::App& app, const std::string& name, const std::string& help, const std::string& type,
-              const Set& set) {
-  app.add_option_function<std::string>(
-         name, [name, set](const std::string& text) { set(name, text); }, help)
-      ->type_name(type);
-}
-
-template <class T>
-void add_whole(CLI::App& app, const std::string& name, const std::string& help, T& value, std::int64_t min,
-               std::int64_t max) {
-  add_text(app, name, help, "N", [&value, min, max](const std::string& option, const std::string& text) {
-    value = static_cast<T>(bench::parse_whole(option, text, min, max));
-  });
-}
-
-void add_list(CLI::App& app, const std::string& name, const std::string& help,
-              std::vector<std::string>& values) {
-  app.add_option_function<std::vector<std::string>>(
-         name,
-         [name, &values](const std::vector<std::string>& given) {
-           values.clear();
-           for (const std::string& text : given)
-             for (std::string& part : bench::split_list(name, text)) values.push_back(std::move(part));
-         },
-         help)
-      ->type_name("NAME,...")
-      ->take_all()
-      ->expected(1, -1)
-      ->allow_extra_args(false);
-}
-
-void show_progress(double share, const std::string& what) {
-  constexpr int kWidth = 30;
-  const int filled = static_cast<int>(share * kWidth);
-  fmt::print(stderr, "\r\x1b[K[{:=<{}}{:<{}}] {:3.0f} % {}", "", filled, "", kWidth - filled, share * 100,
-             share < 1 ? what : "");
-  if (share >= 1) fmt::print(stderr, "\r\x1b[K");
-  std::fflush(stderr);
-}
 
 int run(const Typed& typed, const std::vector<std::string>& arguments) {
   if (typed.list) {

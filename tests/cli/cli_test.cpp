@@ -66,6 +66,15 @@ TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
       {{"bench", "alltoall", "--methods", "cpu/nccl,cuda/nccl"}, "cpu/nccl: this build has no"},
       {{"bench", "alltoall", "--tsv", "/proc/nosuch.tsv"}, "/proc/nosuch.tsv"},
       {{"bench", "alltoall", "--nosuch"}, "--nosuch"},
+      {{"bench", "transport", "-b", "8Q"},
+       "--min-bytes: \"8Q\" is not allowed; allowed: a whole number of bytes"},
+      {{"bench", "transport", "-b", "8K", "-e", "4K"},
+       "--min-bytes is 8192; allowed: 1 to --max-bytes, 4096"},
+      {{"bench", "transport", "-f", "1"}, "a whole number from 2 to 1024"},
+      {{"bench", "transport", "--ops", "put"}, "put_latency, put_bandwidth"},
+      {{"bench", "transport", "--ranks", "1", "--ops", "put_latency"}, "needs two ranks"},
+      {{"bench", "transport", "--transport", "pigeon"}, "shm"},
+      {{"bench", "transport", "--jsonl", "/proc/nosuch.jsonl"}, "/proc/nosuch.jsonl"},
       {{"bench"}, "subcommand"},
       {{}, "subcommand"},
   };
@@ -189,6 +198,32 @@ TEST(CliTest, NamesFilesByTimeInData) {
   for (const auto& entry : std::filesystem::directory_iterator(folder.file("data")))
     suffixes.insert(entry.path().filename().string().substr(15));
   EXPECT_EQ(suffixes, (std::set<std::string>{"_unified_moe_separated.jsonl", "_unified_moe_separated.tsv"}));
+}
+
+TEST(CliTest, MeasuresATransportAndWritesItsRecords) {
+  const Folder folder;
+  const std::string jsonl = folder.file("transport.jsonl");
+  const std::string tsv = folder.file("transport.tsv");
+  const Words words{"bench", "transport",     "-b", "8",       "-e",  "8K",    "-f", "32", "--rounds",
+                    "1",     "--max-seconds", "5",  "--jsonl", jsonl, "--tsv", tsv};
+  const Ended ended = run_shunt(words);
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(ended.out.substr(0, 8), "# shunt ");
+  for (const char* expected : {"put_latency", "memcpy", "alltoallv", "busbw_gb_per_s", "#wrong"})
+    EXPECT_NE(ended.out.find(expected), std::string::npos) << expected << " in " << ended.out;
+  const std::vector<std::string> lines = lines_of(jsonl);
+  ASSERT_GE(lines.size(), 9U);
+  const nlohmann::json context = nlohmann::json::parse(lines[0]);
+  EXPECT_EQ(context.at("record"), "context");
+  EXPECT_EQ(context.at("window"), 64);
+  for (std::size_t i = 1; i < lines.size(); ++i) {
+    const nlohmann::json line = nlohmann::json::parse(lines[i]);
+    EXPECT_EQ(line.at("bench"), "transport");
+    EXPECT_EQ(line.at("wrong"), 0);
+  }
+  const Ended again = run_shunt(words);
+  EXPECT_EQ(again.status, 2) << "a file must not be overwritten";
+  EXPECT_NE(again.err.find(tsv), std::string::npos) << again.err;
 }
 
 TEST(CliTest, DoctorSaysWhatIsThereAndWhatIsMissing) {
