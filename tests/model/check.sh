@@ -1,9 +1,11 @@
 #!/bin/sh
-# Model-checks the signalling and buffer-reuse protocol of AllToAll (protocol.pml): the protocol must hold, and every
-# mutation of it must be found wrong, or the check would prove nothing. Exits 1 where one of them does not behave so.
+# Model-checks the signalling and buffer-reuse protocol of AllToAll (protocol.pml) and the agreement on the surviving
+# ranks (membership.pml): each must hold, and every mutation of it must be found wrong, or the check would prove nothing.
+# Exits 1 where one of them does not behave so.
 # CC (default gcc) compiles the checkers.
 set -u
-model=$(cd "$(dirname "$0")" && pwd)/protocol.pml
+models=$(cd "$(dirname "$0")" && pwd)
+model=$models/protocol.pml
 for tool in spin "${CC:=gcc}"; do
   command -v "$tool" > /dev/null && continue
   echo "check.sh: '$tool' is not installed; it comes with the Debian and Ubuntu package '${tool%%-*}'" >&2
@@ -56,6 +58,13 @@ for ranks in "2 ranks:-DN=2" "3 ranks, stores at once:-DN=3 -DSTRONG -DFEW_MODES
   check breaks "$name, mutation: word raised before the payload" $options -DEPOCHS=3 -DWORD_FIRST
   check breaks "$name, mutation: no settling after a void step" $options -DEPOCHS=3 -DNO_SETTLE
 done
+
+model=$models/membership.pml
+check holds "agreement of 2 ranks" -DN=2 -DBALLOTS=4
+check holds "agreement of 3 ranks, 2 of which propose" -DN=3 -DBALLOTS=3
+check breaks "agreement, mutation: half without the lowest rank is enough" -DN=2 -DBALLOTS=3 -DANY_HALF
+check breaks "agreement, mutation: what was accepted is not proposed again" -DN=3 -DBALLOTS=3 -DFORGETFUL
+check breaks "agreement, mutation: a promise is not kept" -DN=3 -DBALLOTS=3 -DFAITHLESS
 
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

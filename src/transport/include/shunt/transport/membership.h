@@ -24,6 +24,7 @@ struct Agreement {
 class Membership {
  public:
   /// Collective among all ranks, before anything is lost.
+  /// Errors: Errc::unavailable where the transport is not maskable.
   Membership(Transport& transport, Deadline deadline);
   ~Membership();
   Membership(const Membership&) = delete;
@@ -35,10 +36,13 @@ class Membership {
 
   /// Collective among the survivors: each calls it when it has lost a rank (`suspects`, not empty) or found
   /// requested(). Excludes the lost ranks from the transport before it returns. Ranks that do not join within
-  /// `window` are lost.
+  /// `window` are lost, suspected ones after a quarter of it. A suspect that joins is only slow and stays where
+  /// all others hear it: `lost` may be empty, and the transport is usable again all the same. Of ranks that
+  /// cannot hear each other some are lost. Takes up to 3 windows where ranks fall meanwhile.
   /// Result: the same on every member.
-  /// Errors: Errc::peer_lost where no side that this rank is on may go on: it says how many of how many ranks
-  ///         answered. The transport is dead then.
+  /// Errors: Errc::peer_lost after 3 windows where no side that this rank is on may go on: it says how many of
+  ///         how many ranks answered; and where the others went on without this one. Both are dead then.
+  ///         Errc::invalid_state after such an error. Errc::invalid_argument: a window below 1 ms.
   Agreement agree(std::span<const std::int32_t> suspects, std::int64_t value,
                   std::chrono::milliseconds window);
 
