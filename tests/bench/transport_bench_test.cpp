@@ -12,6 +12,8 @@
 #include <shunt/transport/collectives.h>
 #include <shunt/transport/wrap.h>
 
+#include "network_namespace.h"
+
 namespace shunt::bench {
 namespace {
 
@@ -137,7 +139,35 @@ TEST(TransportBenchTest, IsRightOverATransportThatIsLateAndReorders) {
   for (const TransportRow& row : report.rows) EXPECT_EQ(row.wrong, 0) << row.op << ": " << row.reason;
 }
 
-/// Damages one byte of every put of rank 1's world partner; signals and direct stores pass.
+TEST(TransportBenchTest, PutsToAnotherNodeAndMeasuresASocketBesideWhereNoMemoryIsShared) {
+  if (const std::string& reason = testing_support::enter_network_namespace(); !reason.empty())
+    GTEST_SKIP() << reason;
+  TransportBenchOptions options = small_options();
+  options.ranks = 4;
+  options.nodes = 2;
+  options.wrap = [](Transport& inner) {
+    return make_delayed(inner, {.probability = 0, .reorder = false, .hide_other_nodes = true});
+  };
+  const TransportBenchReport report = run(options);
+  EXPECT_FALSE(report.failed);
+  ASSERT_EQ(report.worlds.size(), 1U);
+  EXPECT_EQ(report.worlds[0].nodes, 2);
+  EXPECT_EQ(report.worlds[0].pair_peer, 2);
+  EXPECT_EQ(report.worlds[0].pair_node, 1);
+  std::set<std::string> by_socket;
+  for (const TransportRow& row : report.rows) {
+    EXPECT_EQ(row.wrong, 0) << row.op << " " << row.method << ": " << row.reason;
+    EXPECT_NE(row.method, "memcpy") << "no floor where memory is not shared";
+    if (row.method != "tcp_raw") continue;
+    by_socket.insert(row.op);
+    EXPECT_GT(row.checked, 0);
+    EXPECT_GT(row.us.min, 0);
+  }
+  EXPECT_EQ(by_socket, (std::set<std::string>{"put_bandwidth", "put_latency"}))
+      << testing::PrintToString(report.notes);
+}
+
+/// Damages the last byte of every put of rank 0 from 64 bytes on; signals and direct stores pass.
 class Spoiler final : public Transport {
  public:
   explicit Spoiler(Transport& inner) : Transport(inner.world()), inner_(inner) {}
@@ -180,7 +210,6 @@ class Spoiler final : public Transport {
   void quiet() override { inner_.quiet(); }
 
  private:
-  /// The last byte, so that announcements in front of a payload stay whole.
   std::vector<std::byte> damaged(const void* from, std::int64_t bytes) const {
     const auto* begin = static_cast<const std::byte*>(from);
     std::vector<std::byte> copy(begin, begin + bytes);
