@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include <shunt/transport/transport.h>
@@ -20,6 +21,8 @@ class Bootstrap {
                          const char* phase) = 0;
   /// A rank that is known to be gone and not excluded, or -1. Cheap enough for a wait that has begun to sleep.
   [[nodiscard]] virtual std::int32_t lost() noexcept { return -1; }
+  /// These ranks are lost() no more.
+  virtual void exclude(std::span<const std::int32_t>) {}
   /// Numeric IP address of this rank on the network where the ranks met, so that other networks bind to it
   /// and to no other; empty where they met otherwise.
   [[nodiscard]] virtual std::string local_address() const { return {}; }

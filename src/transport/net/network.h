@@ -36,6 +36,7 @@ class Network {
   /// Local. Makes [base, base + bytes) ready for peers' puts under `id`. The memory stays until withdraw(id).
   virtual MemoryName expose(std::int32_t id, std::byte* base, std::int64_t bytes) = 0;
   /// Local. names [R]: what every rank got from its expose(id); unused for ranks of this node and excluded ones.
+  /// Puts of peers may arrive between expose() and admit().
   virtual void admit(std::int32_t id, std::span<const MemoryName> names) = 0;
   /// Local. Ends both; puts of peers that are still on their way do no harm.
   virtual void withdraw(std::int32_t id) noexcept = 0;
@@ -48,10 +49,14 @@ class Network {
   virtual void signal(std::int32_t peer, std::int32_t id, std::int64_t signal_offset,
                       std::uint64_t value) = 0;
   virtual void fence() = 0;
-  virtual void quiet() = 0;  ///< As Transport::quiet()
+  virtual void quiet() = 0;  ///< As Transport::quiet(); ranks that are gone are not waited for
 
   /// Moves on what is under way. Cheap where nothing is.
   virtual void progress() = 0;
+  /// Whether nothing that this rank issued is under way: all has been read out of its source and arrives without
+  /// further calls. Like quiet(), but without waiting; what is meant for lost ranks does not count. A network
+  /// whose destructor sees to that need not say.
+  [[nodiscard]] virtual bool idle() noexcept { return true; }
   /// A rank that the fabric knows to be gone and that is not excluded, or -1.
   [[nodiscard]] virtual std::int32_t lost() noexcept = 0;
   /// Forgets these ranks: what is queued for them is dropped, what comes from them has no effect.

@@ -196,7 +196,7 @@ std::uint64_t Waiter::give_up(const std::byte* word, std::uint64_t value, Clock:
   std::vector<std::uint64_t> before(slot_of_.size());
   for (std::size_t rank = 0; rank < before.size(); ++rank)
     before[rank] = notice_word(static_cast<std::int32_t>(rank));
-  if (helper_ != nullptr) helper_->inquire();
+  if (helper_ != nullptr) helper_->inquire(site.peer);
   const Deadline end = Clock::now() + kTimeToAnswer;
   std::int32_t blamed = site.peer;
   while (true) {
@@ -246,13 +246,26 @@ void Waiter::tell_waiting(const WaitSite& site) const noexcept {
 void Waiter::publish(const Notice& notice) const noexcept {
   const std::uint64_t word = pack_notice(++notices_, notice);
   std::atomic_ref(segment_.slot(index_).notice).store(word, std::memory_order_release);
-  if (helper_ != nullptr) helper_->publish(word);
+  if (helper_ != nullptr) helper_->publish(word, notice.rank);
 }
 
 std::uint64_t Waiter::notice_word(std::int32_t rank) const noexcept {
   const std::int32_t slot = slot_of_[static_cast<std::size_t>(rank)];
   if (slot >= 0) return std::atomic_ref(segment_.slot(slot).notice).load(std::memory_order_acquire);
   return helper_ == nullptr ? 0 : helper_->notice_of(rank);
+}
+
+std::int32_t Waiter::find_ended() const {
+  const int ready = poll(processes_.data(), processes_.size(), 0);
+  for (std::int32_t slot = 0; slot < segment_.ranks(); ++slot) {
+    const std::int32_t peer = members_[static_cast<std::size_t>(slot)];
+    if (slot == index_ || forgotten(peer)) continue;
+    const pollfd& process = processes_[static_cast<std::size_t>(slot)];
+    const bool ended = ready > 0 && process.fd >= 0 && process.revents != 0;
+    const RankState state = load_state(segment_.slot(slot));
+    if (state == RankState::lost || (state == RankState::running && ended)) return peer;
+  }
+  return -1;
 }
 
 Loss Waiter::find_loss(std::int32_t awaited) const {

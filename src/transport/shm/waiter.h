@@ -31,10 +31,11 @@ class WaitHelper {
 
   /// Last notice of a rank of another node.
   [[nodiscard]] virtual std::uint64_t notice_of(std::int32_t rank) const noexcept = 0;
-  /// Tells the ranks of other nodes. Never waits, never throws: a rank that cannot be told learns it otherwise.
-  virtual void publish(std::uint64_t notice) noexcept = 0;
-  /// Asks the ranks of other nodes for a new notice.
-  virtual void inquire() noexcept = 0;
+  /// Tells the ranks of other nodes, `doubtful` last: it may be taking nothing. A rank that cannot be told learns
+  /// it otherwise.
+  virtual void publish(std::uint64_t notice, std::int32_t doubtful) noexcept = 0;
+  /// Asks the ranks of other nodes for a new notice, likewise.
+  virtual void inquire(std::int32_t doubtful) noexcept = 0;
   /// Tells those who have asked since the last call.
   virtual void answer(std::uint64_t notice) noexcept = 0;
 
@@ -82,6 +83,8 @@ class Waiter {
     return wait_longer(word, value, deadline, site);
   }
 
+  /// A rank of the segment whose process ended before its body did, and which is not forgotten, or -1.
+  [[nodiscard]] std::int32_t find_ended() const;
   /// Tells every rank; for ends that are not seen in a wait.
   void publish(const Notice& notice) const noexcept;
   /// Last word of `rank`; see pack_notice().

@@ -1,0 +1,63 @@
+#include "open_transport.h"
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
+
+#include "net/hybrid_transport.h"
+#include "net/networks.h"
+#include "shm/shm_transport.h"
+
+namespace shunt {
+
+std::string resolve_transport(const std::string& name, LaunchWay way, std::int32_t nodes) {
+  if (name != "auto") return name;
+  if (nodes == 1) return "shm";
+  return way == LaunchWay::mpi ? "mpi" : "ofi";
+}
+
+void check_transport(const std::string& name, LaunchWay way, std::int32_t nodes) {
+  // Not the registry: describing libfabric would initialise it in a process that is about to fork.
+  std::string missing;
+  if (name == "shm") {
+    missing = shm::Segment::unavailable_reason();
+  } else if (name == "mpi") {
+    missing = mpi_unavailable_reason();
+  } else if (name == "ofi") {
+    missing = ofi_unavailable_reason();
+  } else {
+    throw Error(Errc::invalid_argument,
+                fmt::format("transport '{}' is not known; allowed are: shm, mpi, ofi, auto", name));
+  }
+  if (!missing.empty())
+    throw Error(Errc::unavailable, name == "shm" ? missing : fmt::format("transport {}: {}", name, missing));
+  if (name == "mpi" && way != LaunchWay::mpi) {
+    throw Error(
+        Errc::unavailable,
+        "transport mpi: the ranks were not started by MPI; start them with mpirun, or with srun --mpi=pmix");
+  }
+  if (name == "shm" && way != LaunchWay::local && nodes > 1) {
+    throw Error(
+        Errc::unavailable,
+        fmt::format("transport shm: the ranks are on {} nodes, which share no memory; auto, mpi or ofi "
+                    "is possible",
+                    nodes));
+  }
+}
+
+std::unique_ptr<Transport> open_transport(const std::string& name, const LaunchOptions& options,
+                                          const World& world, const NodePart& node, Bootstrap* bootstrap,
+                                          Deadline deadline) {
+  if (name == "shm" || world.num_nodes() == 1) {
+    return std::make_unique<shm::ShmTransport>(node.segment, world, node.processes, node.oversubscribed,
+                                               deadline);
+  }
+  auto network = name == "mpi" ? make_mpi_network(*bootstrap, world, options, deadline)
+                               : make_ofi_network(*bootstrap, world, options, deadline);
+  return std::make_unique<net::HybridTransport>(
+      node.segment, *bootstrap, std::move(network), world,
+      net::HybridTransport::Options{.processes = node.processes, .oversubscribed = node.oversubscribed},
+      deadline);
+}
+
+}  // namespace shunt
