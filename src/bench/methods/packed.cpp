@@ -43,13 +43,13 @@ void touch_rows(const Workload& workload, std::int32_t rank, const std::int64_t*
 }
 
 PackedMethod::PackedMethod(const MethodContext& context, const PackKernels& kernels)
-    : workload_(context.workload),
+    : kernels_(kernels),
+      workload_(context.workload),
       memory_(context.memory),
       transport_(context.transport),
       deadline_(context.settings.deadline),
       rank_(context.transport.world().rank),
       ranks_(context.transport.world().size),
-      kernels_(kernels),
       local_experts_(workload_.partition().count(rank_)) {
   const auto ranks = static_cast<std::size_t>(ranks_);
   for (auto* counts : {&send_items_, &arrive_items_, &return_items_, &expect_items_})
@@ -102,6 +102,19 @@ void PackedMethod::pack() {
     }
 }
 
+std::size_t PackedMethod::checked_local_expert(std::int32_t local) const {
+  if (local < 0 || local >= local_experts_)
+    throw Error(Errc::check_failed, fmt::format("rank {} got an item for its local expert {}; it has {}",
+                                                rank_, local, local_experts_));
+  return static_cast<std::size_t>(local);
+}
+
+void PackedMethod::place_rows() {
+  exclusive_scan(cursor_.data(), local_experts_, starts_.data());
+  std::copy_n(starts_.begin(), local_experts_, cursor_.begin());
+  num_rows_ = starts_.back();
+}
+
 void PackedMethod::unpack() {
   const std::int64_t item = item_bytes(workload_);
   const std::int64_t row_bytes = workload_.row_bytes();
@@ -109,11 +122,7 @@ void PackedMethod::unpack() {
   const auto local_expert = [&](const std::byte* at) {
     std::int32_t local = 0;
     std::memcpy(&local, at + row_bytes + scale_bytes, sizeof local);
-    // Bytes that never came are poison; they must fail the check, not this process.
-    if (local < 0 || local >= local_experts_)
-      throw Error(Errc::check_failed, fmt::format("rank {} got an item for its local expert {}; it has {}",
-                                                  rank_, local, local_experts_));
-    return static_cast<std::size_t>(local);
+    return checked_local_expert(local);
   };
   std::fill(cursor_.begin(), cursor_.end(), 0);
   for (std::int32_t source = 0; source < ranks_; ++source) {
@@ -125,9 +134,7 @@ void PackedMethod::unpack() {
     arrive_items_[static_cast<std::size_t>(source)] = piece.items;
     for (std::int64_t i = 0; i < piece.items; ++i) ++cursor_[local_expert(piece.data + i * item)];
   }
-  exclusive_scan(cursor_.data(), local_experts_, starts_.data());
-  std::copy_n(starts_.begin(), local_experts_, cursor_.begin());
-  num_rows_ = starts_.back();
+  place_rows();
   std::byte* const scales = scale_base();
   for (std::int32_t source = 0; source < ranks_; ++source) {
     const Piece piece = incoming(source, false);

@@ -29,7 +29,7 @@ class PackedMethod : public Method {
   PackedMethod(const MethodContext& context, const PackKernels& kernels);
   void dispatch() final;
   void touch() final;
-  void combine() final;
+  void combine() override;
   [[nodiscard]] ArrivedRows arrived() const final;
   [[nodiscard]] const std::byte* combined() const final { return memory_.combined.data(); }
   void poison() final;
@@ -47,6 +47,18 @@ class PackedMethod : public Method {
   /// The items (or results) from `peer`, once exchanged.
   virtual Piece incoming(std::int32_t peer, bool results) = 0;
 
+  /// Rows into outgoing(); to_ is where the next item of a peer goes.
+  virtual void pack();
+  /// Rows out of incoming() to their expert: sets arrive_items_, starts_, num_rows_ and slot_.
+  virtual void unpack();
+  /// The start of unpack(): how many rows each local expert gets is in cursor_; afterwards each one's first row.
+  void place_rows();
+  /// Errors: Errc::check_failed for one that this rank does not have. Bytes that never came are poison; they must
+  /// fail the check, not this process.
+  [[nodiscard]] std::size_t checked_local_expert(std::int32_t local) const;
+  [[nodiscard]] std::byte* scale_base() const;  ///< Behind the rows, so that rows stay dense
+
+  const PackKernels& kernels_;
   const Workload& workload_;
   SharedMemory& memory_;
   Transport& transport_;
@@ -57,15 +69,6 @@ class PackedMethod : public Method {
   std::vector<std::int64_t> arrive_items_;  ///< [R] from each source
   std::vector<std::int64_t> return_items_;  ///< [R] results towards each rank
   std::vector<std::int64_t> expect_items_;  ///< [R] results from each owner
-
- private:
-  [[nodiscard]] std::byte* scale_base() const;  ///< Behind the rows, so that rows stay dense
-  void route();
-  void pack();
-  void unpack();
-  void pack_results();
-  void reduce();
-  const PackKernels& kernels_;
   std::int64_t local_experts_;
   std::int64_t num_rows_ = 0;
   std::vector<std::int64_t> starts_;             ///< [L + 1]
@@ -74,6 +77,11 @@ class PackedMethod : public Method {
   std::vector<const std::byte*> from_;           ///< [R]
   std::vector<std::vector<std::int64_t>> slot_;  ///< [R][items] row of each item of a source
   std::vector<const void*> sum_rows_;            ///< [K]
+
+ private:
+  void route();
+  void pack_results();
+  void reduce();
 };
 
 /// The packed method over Collectives::alltoallv.

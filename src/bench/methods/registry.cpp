@@ -8,6 +8,7 @@
 #include "dense.h"
 #include "floors.h"
 #include "gloo.h"
+#include "mpi.h"
 #include "packed.h"
 #include "shunt.h"
 #include "torch_peer.h"
@@ -166,6 +167,7 @@ std::vector<MethodSpec> alltoall_methods() {
   dense.make = make_dense_method;
   all.push_back(std::move(dense));
 
+  for (MethodSpec& spec : mpi_methods()) all.push_back(std::move(spec));
   all.push_back(torch_method());
   add_gloo_methods(all);
   all.push_back(absent("cpu/nccl", "CPU pack, NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
@@ -177,9 +179,6 @@ std::vector<MethodSpec> alltoall_methods() {
       absent("dense/nccl", "padded all-to-all by NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
   all.push_back(absent("dense/nvshmem", "padded all-to-all by NVSHMEM",
                        "this build has no NVSHMEM: it needs CUDA and a GPU"));
-  all.push_back(absent("simd/mpi", "vector pack, MPI_Alltoallv", "this build has no MPI transport"));
-  all.push_back(
-      absent("simd/mpi-dedup", "one row per token and rank over MPI", "this build has no MPI transport"));
   all.push_back(absent("memcpy", "floor: device copy of the same bytes", "this build has no CUDA"));
   return all;
 }

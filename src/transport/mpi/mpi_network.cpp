@@ -87,6 +87,7 @@ MpiNetwork::~MpiNetwork() {
 }
 
 void MpiNetwork::shut_down() {
+  stall_ = std::min<std::chrono::milliseconds>(stall_, kEnd);
   for (Peer& peer : peers_) make_sure(peer);
   for (Peer& peer : peers_) {
     wait_until(peer, "end", [&] { return sent_to(peer); });
