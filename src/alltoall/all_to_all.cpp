@@ -62,18 +62,41 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
       world(transport_in.world()),
       kernels(pack_kernels()),
       buffer(transport_in) {
+  live.assign(at(world.size), 1);
   compare_configs();
   find_homes();
+  if (config.on_peer_loss == PeerLoss::mask) {
+    if (!transport.capabilities().maskable)
+      throw Error(
+          Errc::unavailable,
+          fmt::format("AllToAll config: on_peer_loss is mask, but transport {} cannot go on without a rank",
+                      transport.name()));
+    membership = std::make_unique<Membership>(transport, Clock::now() + kSetupDeadline);
+  }
   partition = {config.num_experts, world.size};
   slots = slot_layout(config, world.size);
-  plan = plan_buffers(config, world.size, crossings);
   num_groups = world.size / config.dp_size;
   group = world.rank / config.dp_size;
-  member = world.rank % config.dp_size;
   local_experts = partition.count(world.rank);
-  max_rows = rank_max_rows(config, plan, world.size, world.rank);
-  allocate();
+  plan_and_allocate();
   if (config.delivery == Delivery::rows && config.movement == Movement::automatic) choose_moves();
+}
+
+void AllToAll::Impl::plan_and_allocate() {
+  count_members();
+  crossings = Crossings(homes, world.size, config.path, live);
+  plan = plan_buffers(config, world.size, crossings);
+  max_rows = rank_max_rows(config, plan, world.size, world.rank);
+  allocate_buffer();
+  allocate_state();
+}
+
+void AllToAll::Impl::count_members() {
+  members = 0;
+  for (std::int32_t rank = group * config.dp_size; rank < (group + 1) * config.dp_size; ++rank) {
+    if (rank == world.rank) member = members;
+    members += lives(rank) ? 1 : 0;
+  }
 }
 
 /// Which ranks reach each other's memory: all, those of a node, or none. Every rank must come to the same answer, also
@@ -91,10 +114,8 @@ void AllToAll::Impl::find_homes() {
   std::vector<std::uint8_t> all(at(world.size));
   collectives->allgather(&reach, sizeof reach, all.data(), kSetupDeadline);
   const std::uint8_t least = *std::min_element(all.begin(), all.end());
-  std::vector<std::int32_t> homes;
   for (std::int32_t rank = 0; rank < world.size && least < 2; ++rank)
     homes.push_back(least == 1 ? world.node_of(rank) : rank);
-  crossings = Crossings(homes, world.size, config.path);
 }
 
 void AllToAll::Impl::compare_configs() {
@@ -128,8 +149,7 @@ void AllToAll::Impl::compare_configs() {
   }
 }
 
-void AllToAll::Impl::allocate() {
-  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+void AllToAll::Impl::allocate_buffer() {
   try {
     static_cast<SymmetricBuffer&>(buffer) =
         transport.allocate(plan.total_bytes, "AllToAll workspace", Clock::now() + kSetupDeadline);
@@ -144,6 +164,10 @@ void AllToAll::Impl::allocate() {
             config.layout == RowLayout::padded ? "padded" : "packed",
             config.layout == RowLayout::padded ? ", or use the packed layout" : ""));
   }
+}
+
+void AllToAll::Impl::allocate_state() {
+  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   peers.resize(size(world.size));
   for (std::int32_t rank = 0; rank < world.size; ++rank)
     peers[size(rank)] = crossings.crosses(world.rank, rank) ? nullptr : transport.peer_pointer(buffer, rank);
@@ -181,8 +205,9 @@ void AllToAll::Impl::allocate() {
     row_pointers.assign(size(max_rows), nullptr);
     if (config.scale != ScaleType::none) scale_pointers.assign(size(max_rows), nullptr);
   }
-  dispatch_wait_ns.assign(size(world.size), 0);
-  combine_wait_ns.assign(size(world.size), 0);
+  // These go on counting where the state is built anew after a loss.
+  dispatch_wait_ns.resize(size(world.size), 0);
+  combine_wait_ns.resize(size(world.size), 0);
 }
 
 void AllToAll::Impl::allocate_crossings() {
@@ -190,6 +215,8 @@ void AllToAll::Impl::allocate_crossings() {
   return_base.assign(at(world.size), 0);
   landing_index.assign(at(world.size), -1);
   returning.resize(at(world.size));
+  inbound.clear();
+  outbound.clear();
   if (!crossings.any()) return;
   outbox = Outbox(transport, buffer, plan.staging_offset, plan.staging_bytes);
   inbound = crossings.sources(world.rank);
@@ -202,7 +229,7 @@ void AllToAll::Impl::allocate_crossings() {
     outbound.push_back({.landing = landing, .slot = crossings.slot(world.rank, landing)});
   }
   for (std::int32_t source = 0; source < world.size; ++source)
-    if (crossings.crosses(source, world.rank))
+    if (lives(source) && crossings.crosses(source, world.rank))
       landing_index[at(source)] = crossings.slot(source, crossings.landing(source, world.rank));
   row_in_message.resize(at(plan.landing_rows));
   partial_cursor.resize(outbound.size());
@@ -232,6 +259,12 @@ std::int64_t AllToAll::Impl::now_ns() const {
 std::uint64_t AllToAll::Impl::wait(std::int64_t offset, std::uint64_t value, Deadline until,
                                    std::int32_t peer, Half half) {
   const WaitSite site{half == Half::dispatch ? "dispatch" : "combine", peer};
+  // Excluded through another object of this transport; no signal of it can come any more.
+  if (transport.excluded(peer))
+    throw Error(
+        Errc::peer_lost,
+        fmt::format("rank {}: lost rank {} (the transport goes on without it) while waiting for it in {}",
+                    world.rank, peer, site.phase));
   if (!config.record_waits) return transport.wait_signal(buffer, offset, value, until, site);
   const std::int64_t begin = now_ns();
   const std::uint64_t seen_word = transport.wait_signal(buffer, offset, value, until, site);
@@ -258,6 +291,10 @@ void AllToAll::Impl::gather_wait_ns(Half half, View2<std::int64_t> out) {
 AllToAll::AllToAll(Transport& transport, const AllToAllConfig& config)
     : impl_(std::make_unique<Impl>(transport, config)) {}
 AllToAll::~AllToAll() = default;
+
+View1<const std::uint8_t> AllToAll::alive() const noexcept {
+  return impl_->live;
+}
 
 const AllToAllConfig& AllToAll::config() const noexcept {
   return impl_->config;

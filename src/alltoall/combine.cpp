@@ -54,7 +54,7 @@ void AllToAll::Impl::combine_send(Rows results) {
   }
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
-    if (crossings.crosses(world.rank, peer)) continue;
+    if (!lives(peer) || crossings.crosses(world.rank, peer)) continue;
     write_positions(peer);
     const std::int32_t first = peer / config.dp_size * config.dp_size;
     const std::int64_t entries = position_begin[at(first + config.dp_size)] - position_begin[at(first)];
@@ -99,7 +99,7 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
     // All of them, also owners of none of these tokens: that is what lets every buffer be used again.
     for (std::int32_t step = 0; step < world.size; ++step) {
       const std::int32_t owner = (world.rank + step) % world.size;
-      if (crossings.crosses(world.rank, owner)) continue;
+      if (!lives(owner) || crossings.crosses(world.rank, owner)) continue;
       const std::uint64_t seen_word =
           wait(plan.position_offset + owner * plan.position_stride, word(0), until, owner, Half::combine);
       const auto entries = static_cast<std::int32_t>(seen_word & 0xffffffffU);
@@ -153,6 +153,7 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
                           .out = out.row(token),
                           .accumulate = accumulate});
   }
+  if (membership != nullptr) commit_step();
   stage = Stage::idle;
   times.combine_wait_ns = ready - begin;
   times.reduce_ns = now_ns() - ready;

@@ -114,13 +114,18 @@ std::int64_t rank_max_rows(const AllToAllConfig& c, const BufferPlan& plan, std:
 
 namespace {
 
+/// Tokens that one member may have to send. Where members can be lost, those left take over their share.
+std::int64_t most_shared(const AllToAllConfig& c) {
+  return c.on_peer_loss == PeerLoss::mask ? c.max_tokens : token_share(c.max_tokens, c.dp_size, 0).end;
+}
+
 /// Enough for a message to go out in one piece at most sizes; beyond, the ring turns over while the network sends.
 constexpr std::int64_t kMostStaging = std::int64_t{16} << 20;
 
 /// What a message to a landing rank consists of, and where it is put together.
 void plan_messages(BufferPlan& p, const AllToAllConfig& c, std::int32_t num_ranks,
                    const Crossings& crossings) {
-  const std::int64_t share = token_share(c.max_tokens, c.dp_size, 0).end;
+  const std::int64_t share = most_shared(c);
   const std::int64_t experts = std::min<std::int64_t>(
       c.num_experts,
       std::int64_t{ExpertPartition{c.num_experts, num_ranks}.max_count()} * crossings.max_covered());
@@ -162,7 +167,7 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks, const C
   p.max_arriving = p.bounded ? c.max_recv_rows : worst;
 
   const std::int64_t per_token = std::min<std::int64_t>(c.top_k, most_experts);
-  const std::int64_t share = token_share(c.max_tokens, c.dp_size, 0).end;
+  const std::int64_t share = most_shared(c);
   const auto word = static_cast<std::int64_t>(sizeof(std::uint64_t));
   p.announce_header = word + (c.check_replicas ? word : 0) + (p.bounded ? round_up(num_ranks * 4, word) : 0);
   p.announce_stride = round_up(
@@ -179,6 +184,7 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks, const C
   p.position_offset = place(num_ranks * p.position_stride);
   p.push_request_offset = place(num_ranks * kSignalStride);
   p.push_done_offset = place(num_ranks * kSignalStride);
+  if (c.on_peer_loss == PeerLoss::mask) p.commit_offset = place(num_ranks * kSignalStride);
   p.parts.messages = next;
 
   p.token_offset = place(c.max_tokens * p.row_bytes);

@@ -5,8 +5,10 @@
 
 namespace shunt {
 
-Crossings::Crossings(std::span<const std::int32_t> homes, std::int32_t num_ranks, Path path)
-    : homes_(static_cast<std::size_t>(num_ranks), 0) {
+Crossings::Crossings(std::span<const std::int32_t> homes, std::int32_t num_ranks, Path path,
+                     std::span<const std::uint8_t> live)
+    : homes_(static_cast<std::size_t>(num_ranks), 0), live_(live.begin(), live.end()) {
+  if (live_.empty()) live_.assign(homes_.size(), 1);
   // Numbered anew, in the order of the lowest ranks: names of nodes need not be dense.
   std::vector<std::int32_t> names;
   for (std::size_t rank = 0; rank < homes.size(); ++rank) {
@@ -20,14 +22,16 @@ Crossings::Crossings(std::span<const std::int32_t> homes, std::int32_t num_ranks
     const auto home = static_cast<std::size_t>(homes_[static_cast<std::size_t>(rank)]);
     if (home >= members_.size()) members_.resize(home + 1);
     place_.push_back(static_cast<std::int32_t>(members_[home].size()));
-    members_[home].push_back(rank);
+    if (live_[static_cast<std::size_t>(rank)] != 0) members_[home].push_back(rank);
   }
-  any_ = members_.size() > 1;
+  any_ = std::count_if(members_.begin(), members_.end(),
+                       [](const auto& of_home) { return !of_home.empty(); }) > 1;
   if (!any_) return;
   const bool several =
       std::any_of(members_.begin(), members_.end(), [](const auto& of_home) { return of_home.size() > 1; });
   hierarchical_ = path == Path::hierarchical || (path == Path::automatic && several);
   for (const std::int32_t rank : ranks_) {
+    if (live_[static_cast<std::size_t>(rank)] == 0) continue;
     max_slots_ = std::max(max_slots_, static_cast<std::int32_t>(sources(rank).size()));
     max_destinations_ = std::max(max_destinations_, static_cast<std::int32_t>(destinations(rank).size()));
     max_covered_ = std::max(max_covered_, static_cast<std::int32_t>(covered(rank).size()));
@@ -55,7 +59,7 @@ std::vector<std::int32_t> Crossings::destinations(std::int32_t source) const {
   const auto size = static_cast<std::int32_t>(homes_.size());
   for (std::int32_t step = 1; step < size; ++step) {
     const std::int32_t owner = (source + step) % size;
-    if (!crosses(source, owner)) continue;
+    if (!crosses(source, owner) || live_[static_cast<std::size_t>(owner)] == 0) continue;
     const std::int32_t there = landing(source, owner);
     if (seen[static_cast<std::size_t>(there)]) continue;
     seen[static_cast<std::size_t>(there)] = true;
@@ -67,7 +71,8 @@ std::vector<std::int32_t> Crossings::destinations(std::int32_t source) const {
 std::vector<std::int32_t> Crossings::sources(std::int32_t landing_rank) const {
   std::vector<std::int32_t> found;
   for (const std::int32_t source : ranks_)
-    if (crosses(source, landing_rank) && landing(source, landing_rank) == landing_rank)
+    if (live_[static_cast<std::size_t>(source)] != 0 && crosses(source, landing_rank) &&
+        landing(source, landing_rank) == landing_rank)
       found.push_back(source);
   return found;
 }

@@ -16,7 +16,9 @@ namespace shunt {
 class Crossings {
  public:
   /// `homes` [R] of every rank; empty: all ranks are one home and nothing crosses. `path` automatic is decided here.
-  Crossings(std::span<const std::int32_t> homes, std::int32_t num_ranks, Path path);
+  /// `live` [R] leaves ranks with 0 out; empty: all live.
+  Crossings(std::span<const std::int32_t> homes, std::int32_t num_ranks, Path path,
+            std::span<const std::uint8_t> live = {});
   Crossings() = default;
 
   [[nodiscard]] bool any() const noexcept { return any_; }
@@ -48,7 +50,8 @@ class Crossings {
   std::int32_t max_destinations_ = 0;
   std::int32_t max_covered_ = 0;
   std::vector<std::int32_t> homes_;                 ///< [R], numbered from 0
-  std::vector<std::int32_t> place_;                 ///< [R] among the ranks of its home
+  std::vector<std::uint8_t> live_;                  ///< [R]
+  std::vector<std::int32_t> place_;                 ///< [R] among the live ranks of its home
   std::vector<std::int32_t> ranks_;                 ///< [R] 0, 1, 2, …
   std::vector<std::vector<std::int32_t>> members_;  ///< By home
 };

@@ -40,7 +40,7 @@ void AllToAll::Impl::await_announcements(Deadline until) {
   for (const bool far : {false, true}) {
     for (std::int32_t step = 0; step < world.size; ++step) {
       const std::int32_t source = (world.rank + step) % world.size;
-      if (crossings.crosses(source, world.rank) != far) continue;
+      if (!lives(source) || crossings.crosses(source, world.rank) != far) continue;
       const bool landed = far && crossings.landing(source, world.rank) == world.rank;
       if (!landed) {
         const std::uint64_t seen_word =
@@ -56,6 +56,7 @@ void AllToAll::Impl::await_announcements(Deadline until) {
 void AllToAll::Impl::end_void_step(const Error& error) {
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
+    if (!lives(peer)) continue;
     transport.signal(buffer, peer, plan.position_offset + world.rank * plan.position_stride, word(0));
   }
   void_step = true;
@@ -71,6 +72,7 @@ void AllToAll::Impl::check_overflow() {
   for (std::int32_t rank = 0; rank < world.size; ++rank) {
     std::int64_t total = 0;
     for (std::int32_t source = 0; source < world.size; ++source) {
+      if (!lives(source)) continue;
       std::int32_t count = 0;
       std::memcpy(&count, arrivals[at(source)].counts + rank * 4, sizeof(count));
       total += count;
@@ -91,7 +93,9 @@ void AllToAll::Impl::check_overflow() {
 void AllToAll::Impl::check_replica_hashes() {
   if (!config.check_replicas) return;
   for (std::int32_t source = 0; source < world.size; ++source) {
-    const std::int32_t first = source / config.dp_size * config.dp_size;
+    std::int32_t first = source / config.dp_size * config.dp_size;
+    while (!lives(first) && first < source) ++first;
+    if (!lives(source)) continue;
     if (arrivals[at(source)].hash != arrivals[at(first)].hash)
       end_void_step(
           Error(Errc::invalid_argument,
@@ -177,7 +181,7 @@ void AllToAll::Impl::push_to(std::int32_t owner, Deadline until) {
                              ? in_flight(sent[at(owner)]) >= choice.stream_from
                              : config.movement == Movement::push_streaming;
   const auto copy = streaming ? kernels.copy_streaming : kernels.copy;
-  const TokenShare share = token_share(num_tokens, config.dp_size, member);
+  const TokenShare share = token_share(num_tokens, members, member);
   for (std::int64_t i = share.begin * config.top_k; i < share.end * config.top_k; ++i) {
     if (owners[at(i)] != owner) continue;
     std::int32_t row = 0;

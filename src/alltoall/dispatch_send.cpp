@@ -67,6 +67,10 @@ void AllToAll::Impl::check_ids(const TokenInput& input, std::int64_t tokens, Vie
       if (seen[at(id)] == stamp) refuse_id(token, k, id);
       seen[at(id)] = stamp;
       const std::int32_t rank = owner_of[at(id)];
+      if (!lives(rank)) {
+        *owner++ = -1;
+        continue;
+      }
       *owner++ = rank;
       ++selected[at(rank)];
     }
@@ -113,7 +117,7 @@ std::uint64_t AllToAll::Impl::replica_hash(const TokenInput& input) const {
 /// words.
 template <class Id>
 void AllToAll::Impl::announce(View2<const Id> ids, const TokenInput& input) {
-  const TokenShare share = token_share(num_tokens, config.dp_size, member);
+  const TokenShare share = token_share(num_tokens, members, member);
   stage_tokens(input, share);
 
   std::fill(sent.begin(), sent.end(), 0);
@@ -147,7 +151,7 @@ void AllToAll::Impl::announce(View2<const Id> ids, const TokenInput& input) {
   // Own slot last: the peers wait for theirs.
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
-    if (crossings.crosses(world.rank, peer)) continue;
+    if (!lives(peer) || crossings.crosses(world.rank, peer)) continue;
     std::byte* header = announce_slot(peer, world.rank) + sizeof(std::uint64_t);
     if (config.check_replicas) {
       std::memcpy(header, &hash, sizeof(hash));
@@ -166,7 +170,8 @@ void AllToAll::Impl::settle_void_step() {
   if (!void_step) return;
   const Deadline until = deadline();
   for (std::int32_t peer = 0; peer < world.size; ++peer)
-    wait(plan.position_offset + peer * plan.position_stride, word(0), until, peer, Half::dispatch);
+    if (lives(peer))
+      wait(plan.position_offset + peer * plan.position_stride, word(0), until, peer, Half::dispatch);
   void_step = false;
 }
 

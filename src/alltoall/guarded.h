@@ -13,7 +13,9 @@ auto AllToAll::Impl::guarded(Body&& body) {
   try {
     return std::forward<Body>(body)();
   } catch (const Error& error) {
-    if (error.code() == Errc::timeout || error.code() == Errc::peer_lost) stage = Stage::dead;
+    const bool lost = error.code() == Errc::timeout || error.code() == Errc::peer_lost;
+    if (lost && membership != nullptr) void_and_mask(error);
+    if (lost) stage = Stage::dead;
     throw;
   }
 }

@@ -7,10 +7,12 @@
 #include <vector>
 
 #include <shunt/alltoall/all_to_all.h>
+#include <shunt/core/error.h>
 #include <shunt/layout/partition.h>
 #include <shunt/layout/slots.h>
 #include <shunt/pack/kernels.h>
 #include <shunt/transport/collectives.h>
+#include <shunt/transport/membership.h>
 #include <shunt/transport/transport.h>
 
 #include "crossings.h"
@@ -55,6 +57,9 @@ struct AllToAll::Impl {
   Transport& transport;
   AllToAllConfig config;
   World world;
+  std::vector<std::uint8_t> live;          ///< [R] 0 for ranks that were masked
+  std::vector<std::int32_t> homes;         ///< [R], or empty: all ranks reach each other's memory
+  std::unique_ptr<Membership> membership;  ///< With a mask
   ExpertPartition partition;
   SlotLayout slots;
   Crossings crossings;
@@ -75,11 +80,13 @@ struct AllToAll::Impl {
 
   std::int32_t num_groups = 1;
   std::int32_t group = 0;
-  std::int32_t member = 0;  ///< Of the group
+  std::int32_t member = 0;   ///< Of the group, among its live ranks
+  std::int32_t members = 1;  ///< Live ranks of the group
   std::int32_t local_experts = 0;
   std::int64_t max_rows = 0;
 
-  std::uint32_t epoch = 0;  ///< Of the step in progress or last finished; the first is 1
+  std::uint32_t epoch = 0;    ///< Of the step in progress or last finished; the first is 1
+  std::int64_t returned = 0;  ///< Last step that this rank has finished; with a mask
   Stage stage = Stage::idle;
   bool void_step =
       false;  ///< The last step ended in dispatch_recv; peers may still be reading what we announced
@@ -174,6 +181,17 @@ struct AllToAll::Impl {
   [[nodiscard]] std::uint64_t word(std::uint32_t low) const noexcept {
     return static_cast<std::uint64_t>(epoch) << 32 | low;
   }
+  [[nodiscard]] bool lives(std::int32_t rank) const noexcept {
+    return live[static_cast<std::size_t>(rank)] != 0;
+  }
+  /// Goes on without the ranks that are lost: agrees, moves to new memory and leaves the object idle.
+  /// Result: the last step that a survivor has returned from. Errors: as Membership::agree.
+  std::int64_t recover(const Error& loss);
+  /// recover(), then Errc::peer_masked: the step must be repeated.
+  [[noreturn]] void void_and_mask(const Error& loss);
+  [[noreturn]] void throw_masked(const Error& loss, std::uint32_t step) const;
+  void commit_step();
+  void move_to_new_memory();
   [[nodiscard]] Deadline deadline() const { return Clock::now() + config.deadline; }
   /// For what comes through a third rank, which may itself wait until `until` before it can say who is missing.
   [[nodiscard]] Deadline relayed(Deadline until) const {
@@ -185,7 +203,10 @@ struct AllToAll::Impl {
 
   void compare_configs();
   void find_homes();
-  void allocate();
+  void count_members();
+  void plan_and_allocate();
+  void allocate_buffer();
+  void allocate_state();
   void allocate_crossings();
   void choose_moves();
   void measure_moves();

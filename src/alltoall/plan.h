@@ -28,6 +28,7 @@ struct BufferPlan {
   std::int64_t position_offset = 0;      ///< [R] slots, one per owner
   std::int64_t push_request_offset = 0;  ///< [R] signal words, one per owner
   std::int64_t push_done_offset = 0;     ///< [R] signal words, one per source
+  std::int64_t commit_offset = 0;        ///< [R] signal words, one per rank; with a mask only
   std::int64_t token_offset = 0;
   std::int64_t token_scale_offset = 0;
   std::int64_t row_offset = 0;

@@ -318,12 +318,14 @@ void Waiter::throw_timeout(Clock::duration waited, const WaitSite& site) const {
   check_excluded(site);
   throw Error(Errc::timeout,
               fmt::format("rank {}: timed out after {} ms {}", rank_,
-                          std::chrono::round<std::chrono::milliseconds>(waited).count(), place(site)));
+                          std::chrono::round<std::chrono::milliseconds>(waited).count(), place(site)),
+              site.peer);
 }
 
 void Waiter::throw_lost(const Loss& loss, const WaitSite& site) const {
   throw Error(Errc::peer_lost,
-              fmt::format("rank {}: lost rank {} ({}) while {}", rank_, loss.rank, loss.how, place(site)));
+              fmt::format("rank {}: lost rank {} ({}) while {}", rank_, loss.rank, loss.how, place(site)),
+              loss.rank);
 }
 
 void Waiter::throw_excluded(const WaitSite& site) const {

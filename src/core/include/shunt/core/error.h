@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -23,11 +24,15 @@ enum class Errc {
 /// The one exception of the library. `what()` is a whole sentence: what was given, what is allowed, where.
 class Error : public std::runtime_error {
  public:
-  Error(Errc code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(Errc code, const std::string& message, std::int32_t peer = -1)
+      : std::runtime_error(message), code_(code), peer_(peer) {}
   [[nodiscard]] Errc code() const noexcept { return code_; }
+  /// The rank that timeout and peer_lost are about, -1 where none is known.
+  [[nodiscard]] std::int32_t peer() const noexcept { return peer_; }
 
  private:
   Errc code_;
+  std::int32_t peer_;
 };
 
 /// Name of a code as written in result records, for example "peer_lost".
