@@ -236,6 +236,7 @@ void AllToAll::Impl::allocate_crossings() {
   if (!config.presum) return;
   parts.resize(at(plan.landing_entries));
   part_begin.resize(at(plan.landing_rows) + 1);
+  part_end.resize(at(plan.landing_rows));
 }
 
 void AllToAll::Impl::expect_stage(Stage wanted, const char* call) const {

@@ -98,6 +98,7 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
   };
   for (std::int64_t i = 0; i < header.num_entries; ++i) ++part_begin[at(entry_at(i).token) + 1];
   for (std::size_t row = 1; row < part_begin.size(); ++row) part_begin[row] += part_begin[row - 1];
+  std::copy_n(part_begin.begin(), part_end.size(), part_end.begin());
   std::int64_t index = 0;
   for (const std::int32_t owner : crossings.covered(world.rank)) {
     std::int64_t begin = 0;
@@ -107,19 +108,17 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
       std::memcpy(&term, slot + plan.landing_term_at + index * static_cast<std::int64_t>(sizeof term),
                   sizeof term);
       const std::size_t row = at(entry_at(index).token);
-      // part_begin[row] moves to the row's end while it fills.
-      std::int64_t place = part_begin[row]++;
-      const std::int64_t first = row == 0 ? 0 : part_begin[row - 1];
-      for (; place > first && parts[at(place - 1)].k > term.k; --place)
+      std::int64_t place = part_end[row]++;
+      for (; place > part_begin[row] && parts[at(place - 1)].k > term.k; --place)
         parts[at(place)] = parts[at(place - 1)];
       parts[at(place)] = {.k = term.k, .weight = term.weight, .row = result_row(owner, begin + i)};
     }
   }
 
   RowStream stream(outbox, kernels, source, plan.return_offset + back.next_row * plan.output_row_bytes);
-  std::int64_t from = 0;
   for (std::int64_t row = 0; row < header.num_rows; ++row) {
-    const std::int64_t end = part_begin[at(row)];
+    const std::int64_t from = part_begin[at(row)];
+    const std::int64_t end = part_end[at(row)];
     for (std::int64_t i = from; i < end; ++i) {
       sum_rows[at(i - from)] = parts[at(i)].row;
       sum_weights[at(i - from)] = parts[at(i)].weight;
@@ -134,7 +133,6 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
                           .out = sum,
                           .accumulate = false});
     if (config.check_messages) back.checksum = hash_bytes(back.checksum, sum, plan.output_row_bytes);
-    from = end;
   }
   stream.finish();
   back.rows = header.num_rows;

@@ -139,6 +139,7 @@ struct AllToAll::Impl {
   };
   std::vector<Part> parts;               ///< [landing_entries] of one message, by token; with presum
   std::vector<std::int64_t> part_begin;  ///< [landing_rows + 1] scratch
+  std::vector<std::int64_t> part_end;    ///< [landing_rows] scratch
 
   /// Where the entries and tokens of a source can be read, however they came here.
   struct Arrival {

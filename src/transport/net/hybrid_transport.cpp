@@ -78,8 +78,8 @@ HybridTransport::HybridTransport(shm::Segment& segment, Bootstrap& bootstrap,
   bootstrap_.allgather(&machine, sizeof machine, machines_.data(), deadline, "start");
   const auto local_size = static_cast<std::int32_t>(members.size());
   shm::WaitHelper* const helper = this;
-  node_ = std::make_unique<shm::ShmTransport>(segment, node_world(world_, local_size), members, world_.size, helper,
-                                              options.processes, options.oversubscribed, deadline);
+  node_ = std::make_unique<shm::ShmTransport>(segment, node_world(world_, local_size), members, world_.size,
+                                              helper, options.processes, options.oversubscribed, deadline);
   control_ = std::make_unique<ControlRegion>(*node_, *network_, bootstrap_, world_, local_of_, deadline);
 }
 

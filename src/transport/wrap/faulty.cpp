@@ -83,6 +83,7 @@ class Faulty final : public FaultyTransport {
       excluded_[static_cast<std::size_t>(rank)] = inner_.excluded(rank) ? 1 : 0;
   }
 
+  [[nodiscard]] std::int64_t operations() const noexcept override { return operations_; }
   [[nodiscard]] std::int64_t damaged() const noexcept override { return damaged_; }
 
  private:
@@ -96,6 +97,7 @@ class Faulty final : public FaultyTransport {
   FaultOptions options_;
   Random random_;
   std::int64_t skip_;
+  std::int64_t operations_ = 0;
   std::int64_t damaged_ = 0;
   std::deque<std::vector<std::byte>> copies_;  ///< Damaged payload, which may be read until quiet()
 };
@@ -104,6 +106,7 @@ class Faulty final : public FaultyTransport {
 /// order alone.
 Faulty::Payload Faulty::damage(std::int32_t peer, const void* from, std::int64_t bytes) {
   if (peer == world_.rank || bytes <= 0) return {from, bytes};
+  ++operations_;
   if (skip_ > 0) {
     --skip_;
     return {from, bytes};

@@ -44,7 +44,9 @@ struct FaultOptions {
 class FaultyTransport : public Transport {
  public:
   using Transport::Transport;
-  [[nodiscard]] virtual std::int64_t damaged() const noexcept = 0;  ///< Operations so far that arrived wrong
+  /// Operations so far with payload towards other ranks, and those of them that arrived wrong.
+  [[nodiscard]] virtual std::int64_t operations() const noexcept = 0;
+  [[nodiscard]] virtual std::int64_t damaged() const noexcept = 0;
 };
 [[nodiscard]] std::unique_ptr<FaultyTransport> make_faulty(Transport& inner, const FaultOptions& options);
 
