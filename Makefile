@@ -15,14 +15,14 @@ demo: ## Install what the benchmark needs, build, and say which method is fastes
 
 .PHONY: test
 test: ## Install what the tests need, build, and run unit, conformance, sweep and kill tests (25 minutes at most)
-	@scripts/install-dependencies demo test
+	@scripts/install-dependencies demo test peers
 	cmake --preset ci
 	cmake --build --preset ci
 	ctest --preset ci
 
 .PHONY: test-deep
 test-deep: ## Sanitizers, a second compiler, lint, fuzzing, cross compilation (50 minutes at most)
-	@scripts/install-dependencies demo test deep
+	@scripts/install-dependencies demo test peers deep
 	@scripts/test-deep
 
 .PHONY: build
@@ -36,7 +36,7 @@ bench: build ## Run the whole published benchmark: 2, 4 and 8 ranks, both models
 
 .PHONY: lint
 lint: ## clang-format and clang-tidy over the sources
-	@scripts/install-dependencies demo test deep
+	@scripts/install-dependencies demo test peers deep
 	@scripts/test-deep format tidy
 
 .PHONY: format

@@ -72,7 +72,7 @@ class CollectiveStore final : public ::gloo::rendezvous::Store {
       const auto next = [&all, &at, r]() {
         std::uint32_t bytes = 0;
         std::memcpy(&bytes, all[r].data() + at, sizeof bytes);
-        const std::string part = all[r].substr(at + sizeof bytes, bytes);
+        std::string part = all[r].substr(at + sizeof bytes, bytes);
         at += sizeof bytes + bytes;
         return part;
       };
