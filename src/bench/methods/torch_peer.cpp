@@ -29,8 +29,9 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 
-/// Importing PyTorch takes a second, many at once on few cores take longer, whatever --deadline says.
-constexpr milliseconds kLongestStart{90'000};
+/// Importing PyTorch takes a second, and many at once on few cores take many: a shorter --deadline is not meant for
+/// that.
+constexpr milliseconds kLongestStart{60'000};
 
 /// What the process is told to do; benchmarks/peers/torch_serve.py has the other end.
 enum class Order : std::uint64_t {
@@ -167,9 +168,9 @@ class TorchMethod final : public Method {
     const PeerNetwork network = find_peer_network(world, collectives, deadline_);
     fill();
     attempt([&] { start(world, network); });
-    if (rank_ == 0) order(Order::listen, kLongestStart);
+    if (rank_ == 0) order(Order::listen, start_limit());
     header().port = agree(collectives);
-    order(Order::join, kLongestStart);
+    order(Order::join, start_limit());
     agree(collectives);
   }
 
@@ -216,6 +217,8 @@ class TorchMethod final : public Method {
   /// Shorter than the deadline of the ranks who wait meanwhile, longer than that of the processes among
   /// themselves: so the one that hangs is named, and the ranks go on without this method.
   [[nodiscard]] milliseconds wait_limit() const { return deadline_ / 4 * 3; }
+
+  [[nodiscard]] milliseconds start_limit() const { return std::max(deadline_, kLongestStart); }
 
   void fill() {
     const std::int32_t group = workload_.group_of(rank_);
@@ -271,7 +274,7 @@ class TorchMethod final : public Method {
     Note mine{.port = header().own_port, .by_peer = failure_.by_peer};
     failure_.text.copy(mine.text, sizeof mine.text - 1);
     std::vector<Note> all(static_cast<std::size_t>(workload_.point().ranks));
-    collectives.allgather(&mine, sizeof mine, all.data(), kLongestStart + deadline_);
+    collectives.allgather(&mine, sizeof mine, all.data(), start_limit() + deadline_);
     const Note* cause = nullptr;
     for (const Note& one : all)
       if (one.text[0] != '\0' && (cause == nullptr || (cause->by_peer && !one.by_peer))) cause = &one;
