@@ -3,9 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <string>
+#include <thread>
 
 #include "conformance/world_case.h"
 
@@ -61,7 +64,10 @@ TEST_P(MemoryConformance, AllocatesZeroedAndDistinctMemory) {
     for (std::int32_t peer = 0; peer < size; ++peer) {
       for (std::size_t i = 0; i < buffers.size(); ++i) {
         const std::byte* part = transport.peer_pointer(buffers[i], peer);
-        require((part != nullptr) == (peer == rank || transport.capabilities().load_store),
+        // Without load_store the memory of one's own node may be reachable all the same.
+        const World& world = transport.world();
+        const bool one_node = world.num_nodes() > 1 && world.node_of(peer) == world.node;
+        require((part != nullptr) == (peer == rank || one_node || transport.capabilities().load_store),
                 "peer_pointer does not agree with capabilities");
         if (part != nullptr)
           require_filled(part, sizes[i], peer, 0, static_cast<std::int64_t>(i), "parts overlap");
@@ -92,6 +98,16 @@ TEST_P(MemoryConformance, AllocatesZeroBytes) {
 TEST_P(MemoryConformance, GivesMemoryBackWhenAllHaveReleased) {
   run_well([](Transport& transport) {
     const auto collectives = transport.make_collectives(64, patience());
+    auto words = transport.allocate(8, "words", patience());
+    // A network may keep memory until it knows that every rank has released it.
+    const auto comes_true = [&](const std::function<bool()>& condition) {
+      const Deadline end = patience();
+      while (!condition() && Clock::now() < end) {
+        static_cast<void>(transport.poll_signal(words, 0));
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      return condition();
+    };
     const auto cycle = [&] {
       auto first = transport.allocate(50'000, "first", patience());
       auto second = transport.allocate(9'000, "second", patience());
@@ -110,9 +126,10 @@ TEST_P(MemoryConformance, GivesMemoryBackWhenAllHaveReleased) {
     collectives->barrier(kPatience);
     for (int i = 0; i < 50; ++i) cycle();
     collectives->barrier(kPatience);
-    require(mappings_of_worlds() == mappings, "mappings grow");
-    require(blocks_of_worlds() == blocks, "memory grows");
+    require(comes_true([&] { return mappings_of_worlds() <= mappings; }), "mappings grow");
+    require(comes_true([&] { return blocks_of_worlds() <= blocks; }), "memory grows");
     collectives->barrier(kPatience);
+    transport.release(words);
   });
 }
 

@@ -2,12 +2,22 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <ostream>
 #include <thread>
 
+#include "network_namespace.h"
+
 namespace shunt::conformance {
+namespace {
+
+constexpr const char* kTcp = "tcp;ofi_rxm";
+constexpr const char* kDelivery = "SHUNT_OFI_DELIVERY";
+
+}  // namespace
 
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> all = {
@@ -25,6 +35,34 @@ const std::vector<Backend>& backends() {
        .mode = RankMode::threads,
        .delayed = true,
        .hide_load_store = true},
+      // Each opens sockets and connects every rank to every other, so not every row takes every number.
+      {.name = "OfiTcp", .transport = "ofi", .nodes = kEachItsOwn, .provider = kTcp},
+      {.name = "OfiTcpTwoNodes", .transport = "ofi", .nodes = 2, .provider = kTcp, .ranks = {4, 8}},
+      {.name = "OfiTcpThreads",
+       .transport = "ofi",
+       .mode = RankMode::threads,
+       .nodes = kEachItsOwn,
+       .provider = kTcp,
+       .ranks = {4}},
+      {.name = "OfiTcpCounted",
+       .transport = "ofi",
+       .nodes = kEachItsOwn,
+       .provider = kTcp,
+       .ranks = {2, 3, 8},
+       .delivery = "counted"},
+      {.name = "OfiTcpCountedTwoNodes",
+       .transport = "ofi",
+       .nodes = 2,
+       .provider = kTcp,
+       .ranks = {4},
+       .delivery = "counted"},
+      {.name = "OfiShm", .transport = "ofi", .nodes = kEachItsOwn, .provider = "shm", .ranks = {3}},
+      {.name = "DelayedOfiTcp",
+       .transport = "ofi",
+       .delayed = true,
+       .nodes = kEachItsOwn,
+       .provider = kTcp,
+       .ranks = {4}},
   };
   return all;
 }
@@ -37,9 +75,32 @@ std::string case_name(const testing::TestParamInfo<TransportConformance::ParamTy
   return std::get<0>(info.param).name + "With" + std::to_string(std::get<1>(info.param)) + "Ranks";
 }
 
+void TransportConformance::SetUp() {
+  const Backend& backend = std::get<0>(GetParam());
+  if (backend.transport == "shm") return;
+  if (!backend.ranks.empty() &&
+      std::find(backend.ranks.begin(), backend.ranks.end(), ranks()) == backend.ranks.end()) {
+    GTEST_SKIP() << "this row runs with other numbers of ranks";
+  }
+  for (const TransportInfo& info : transport_registry()) {
+    if (info.name == backend.transport && !info.available) GTEST_SKIP() << info.reason;
+  }
+  const std::string& reason = testing_support::enter_network_namespace();
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  if (!backend.delivery.empty()) setenv(kDelivery, backend.delivery.c_str(), 1);
+}
+
+void TransportConformance::TearDown() {
+  unsetenv(kDelivery);
+}
+
 std::vector<RankOutcome> TransportConformance::run(const Body& body) {
   const Backend& backend = std::get<0>(GetParam());
-  const LaunchOptions options{.ranks = ranks(), .mode = backend.mode, .transport = backend.transport};
+  const LaunchOptions options{.ranks = ranks(),
+                              .nodes = backend.nodes == kEachItsOwn ? ranks() : backend.nodes,
+                              .mode = backend.mode,
+                              .transport = backend.transport,
+                              .provider = backend.provider};
   return run_ranks(options, [&](Transport& transport) {
     if (!backend.delayed) {
       body(transport);

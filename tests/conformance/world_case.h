@@ -23,7 +23,12 @@ struct Backend {
   RankMode mode = RankMode::processes;
   bool delayed = false;
   bool hide_load_store = false;
+  std::int32_t nodes = 1;             ///< Virtual nodes; kEachItsOwn: as many as ranks
+  std::string provider{};             ///< Of ofi
+  std::vector<std::int32_t> ranks{};  ///< Numbers of ranks that it runs with; empty: all
+  std::string delivery{};             ///< Of ofi, for SHUNT_OFI_DELIVERY
 };
+inline constexpr std::int32_t kEachItsOwn = 0;
 [[nodiscard]] const std::vector<Backend>& backends();
 void PrintTo(const Backend& backend, std::ostream* out);
 
@@ -33,6 +38,9 @@ using Body = std::function<void(Transport&)>;
 
 class TransportConformance : public testing::TestWithParam<std::tuple<Backend, std::int32_t>> {
  protected:
+  /// Skips what cannot run here, with the reason. What opens sockets does so in a network namespace of its own.
+  void SetUp() override;
+  void TearDown() override;
   [[nodiscard]] static std::int32_t ranks() { return std::get<1>(GetParam()); }
   [[nodiscard]] static std::vector<RankOutcome> run(const Body& body);
   /// Runs `body` and expects every rank to return.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -70,6 +71,11 @@ struct Rank {
   std::int32_t size;
   std::int32_t* counter;  ///< Zero at first, shared by all ranks
 
+  /// Collective. Shared memory, as all symmetric memory is, which outlives the network.
+  [[nodiscard]] std::span<std::byte> allocate(std::int64_t bytes) {
+    const SymmetricBuffer buffer = shared.allocate(bytes, "memory", patience());
+    return {buffer.local, static_cast<std::size_t>(bytes)};
+  }
   void meet() { bootstrap.barrier(network, counter); }
   void offer(std::int32_t id, std::byte* base, std::int64_t bytes) {
     const net::MemoryName mine = network.expose(id, base, bytes);
@@ -107,7 +113,6 @@ void PrintTo(const Case& one, std::ostream* out) {
       {.name = "TcpCounted", .settings = {.provider = tcp, .delivery = Delivery::counted}},
       {.name = "TcpBounced", .settings = {.provider = tcp, .always_bounce = true}},
       {.name = "Shm", .settings = {.provider = "shm"}},
-      {.name = "ShmThreads", .settings = {.provider = "shm"}, .mode = RankMode::threads},
   };
 }
 
@@ -156,7 +161,7 @@ TEST_P(OfiNetworkTest, ShowsPayloadBeforeItsSignal) {
   run_well(4, [](Rank& self) {
     constexpr std::int64_t kMost = 300'000;
     const std::int64_t stride = 256 + kMost;
-    std::vector<std::byte> memory(static_cast<std::size_t>(stride * self.size));
+    const std::span<std::byte> memory = self.allocate(stride * self.size);
     std::vector<std::byte> source(static_cast<std::size_t>(kMost * self.size));
     self.offer(0, memory.data(), static_cast<std::int64_t>(memory.size()));
     Random common(3);
@@ -202,7 +207,7 @@ TEST_P(OfiNetworkTest, ShowsPayloadBeforeItsSignal) {
 TEST_P(OfiNetworkTest, NeedsNoCallAfterQuiet) {
   run_well(2, [](Rank& self) {
     constexpr std::int64_t kBytes = 8 << 20;
-    std::vector<std::byte> memory(kBytes + 256);
+    const std::span<std::byte> memory = self.allocate(kBytes + 256);
     self.offer(7, memory.data(), static_cast<std::int64_t>(memory.size()));
     std::int32_t* received = self.counter + 1;
     if (self.rank == 0) {
@@ -229,7 +234,7 @@ TEST_P(OfiNetworkTest, NeedsNoCallAfterQuiet) {
 
 TEST_P(OfiNetworkTest, FenceKeepsTheLaterPut) {
   run_well(2, [](Rank& self) {
-    std::vector<std::byte> memory(4096 + 256);
+    const std::span<std::byte> memory = self.allocate(4096 + 256);
     std::vector<std::byte> sources(2 * 4096);
     self.offer(0, memory.data(), static_cast<std::int64_t>(memory.size()));
     const std::int32_t peer = 1 - self.rank;
@@ -313,7 +318,7 @@ TEST_P(OfiNetworkTest, NamesAPeerThatTakesNothing) {
   const auto outcomes = run(
       2,
       [](Rank& self) {
-        std::vector<std::byte> memory(1 << 20);
+        const std::span<std::byte> memory = self.allocate(1 << 20);
         self.offer(0, memory.data(), 1 << 20);
         std::int32_t* done = self.counter + 1;
         if (self.rank == 1) {
@@ -343,7 +348,7 @@ TEST_P(OfiNetworkTest, NamesAPeerThatTakesNothing) {
 
 TEST_P(OfiNetworkTest, LeavesAPeerThatEndedAlone) {
   run_well(3, [](Rank& self) {
-    std::vector<std::byte> memory(4096);
+    const std::span<std::byte> memory = self.allocate(4096);
     self.offer(0, memory.data(), 4096);
     for (std::int32_t peer = 0; peer < self.size; ++peer) {
       if (peer != self.rank) self.network.signal(peer, 0, 128 * self.rank, 1);
@@ -371,7 +376,7 @@ TEST_P(OfiNetworkTest, NamesAKilledPeerAndGoesOnWithoutIt) {
   const auto outcomes = run(
       3,
       [](Rank& self) {
-        std::vector<std::byte> memory(1 << 20);
+        const std::span<std::byte> memory = self.allocate(1 << 20);
         self.offer(0, memory.data(), 1 << 20);
         for (std::int32_t peer = 0; peer < self.size; ++peer) {
           if (peer != self.rank) self.network.signal(peer, 0, 128 * self.rank, 1);

@@ -85,6 +85,9 @@ class Fabric {
   [[nodiscard]] fi_addr_t insert(std::string_view address);
   void remove(fi_addr_t address) noexcept;
 
+  /// After this nothing of the endpoint's operations is read or written; only destruction is allowed.
+  void close_endpoint() noexcept { endpoint_.reset(); }
+
   /// Registers memory; null for none (bytes == 0). `access`: FI_REMOTE_WRITE, FI_WRITE, FI_SEND, FI_RECV.
   [[nodiscard]] Handle<fid_mr> register_memory(std::byte* base, std::int64_t bytes, std::uint64_t access);
 

@@ -56,7 +56,9 @@ void OfiNetwork::take_event(const fi_cq_data_entry& event) noexcept {
   if (event.op_context == nullptr) return;
   auto& operation = *static_cast<Operation*>(event.op_context);
   if (operation.kind != Kind::receive) {
-    if (operation.kind != Kind::free) free_operation(operation);
+    if (operation.kind == Kind::free) return;
+    free_operation(operation);
+    ++completed_;
     return;
   }
   Message message;
@@ -81,6 +83,7 @@ void OfiNetwork::take_failure() noexcept {
   if (operation.kind == Kind::free) return;
   const std::int32_t rank = operation.peer;
   free_operation(operation);
+  ++completed_;
   if (failure.err == FI_ECANCELED && peer_of(rank).ignored()) return;
   lose(rank, fabric_text(failure.err));
 }
@@ -113,6 +116,12 @@ void OfiNetwork::take_arrival(std::uint64_t rank) noexcept {
 void OfiNetwork::obey(const Message& message) noexcept {
   Peer& source = peers_[message.source];
   switch (message.kind) {
+    case MessageKind::hello:
+      source.greeted = true;
+      if (message.source < static_cast<std::uint32_t>(world_.rank)) {
+        queue(static_cast<std::int32_t>(message.source), MessageKind::hello, -1, 0);
+      }
+      return;
     case MessageKind::signal:
       apply(message);
       return;

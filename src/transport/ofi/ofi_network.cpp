@@ -148,10 +148,11 @@ OfiNetwork::OfiNetwork(Bootstrap& bootstrap, const World& world, const Settings&
     unposted_.push_back(static_cast<std::int32_t>(index));
   }
   post_receives();
-  connect(bootstrap, deadline);
+  exchange_addresses(bootstrap, deadline);
+  connect(deadline);
 }
 
-void OfiNetwork::connect(Bootstrap& bootstrap, Deadline deadline) {
+void OfiNetwork::exchange_addresses(Bootstrap& bootstrap, Deadline deadline) {
   const std::string address = fabric_.address();
   Greeting mine;
   if (address.size() > mine.address.size()) {
@@ -179,14 +180,57 @@ void OfiNetwork::connect(Bootstrap& bootstrap, Deadline deadline) {
   }
 }
 
+/// Providers connect when something is first sent, and the peer must take part in that. So everybody does it
+/// here: later a put to a rank that makes no calls waits only where there is no more room on the way.
+void OfiNetwork::connect(Deadline deadline) {
+  // The lower rank speaks first, so that no two ranks connect to each other at the same time.
+  for (std::int32_t rank = world_.rank + 1; rank < world_.size; ++rank) {
+    if (is_remote(rank)) queue(rank, MessageKind::hello, -1, 0);
+  }
+  const auto start = Clock::now();
+  for (int round = 0;; ++round) {
+    progress();
+    std::int32_t awaited = -1;
+    for (std::int32_t rank = 0; rank < world_.size && awaited < 0; ++rank) {
+      const Peer& peer = peer_of(rank);
+      if (is_remote(rank) && !(peer.greeted && peer.pending == 0)) awaited = rank;
+      check(peer, rank);
+    }
+    if (awaited < 0 && outbox_.empty()) return;
+    if (round < 100) continue;
+    const auto now = Clock::now();
+    if (now > deadline) {
+      throw Error(Errc::timeout,
+                  fmt::format("rank {}: timed out after {} ms waiting for rank {} in start (provider {})",
+                              world_.rank, std::chrono::round<std::chrono::milliseconds>(now - start).count(),
+                              awaited, fabric_.provider()));
+    }
+    if (const std::int32_t gone = bootstrap_.lost(); gone >= 0) {
+      throw Error(
+          Errc::peer_lost,
+          fmt::format("rank {}: lost rank {} (its process or connection ended) while waiting for rank "
+                      "{} in start",
+                      world_.rank, gone, awaited));
+    }
+    std::this_thread::sleep_for(50us);
+  }
+}
+
+void OfiNetwork::queue(std::int32_t rank, MessageKind kind, std::int32_t id,
+                       std::uint32_t generation) noexcept {
+  outbox_.emplace_back(rank, Message{.kind = kind,
+                                     .source = static_cast<std::uint32_t>(world_.rank),
+                                     .id = id,
+                                     .generation = generation,
+                                     .writes = peer_of(rank).writes});
+}
+
 OfiNetwork::~OfiNetwork() {
   try {
     for (std::int32_t rank = 0; rank < world_.size; ++rank) {
       const Peer& peer = peer_of(rank);
       if (!peer.spoken || peer.gone()) continue;
-      outbox_.emplace_back(rank, Message{.kind = MessageKind::leave,
-                                         .source = static_cast<std::uint32_t>(world_.rank),
-                                         .writes = peer.writes});
+      queue(rank, MessageKind::leave, -1, 0);
     }
     const auto last_words = Clock::now() + 300ms;
     const auto all_done = [&] {
@@ -201,6 +245,7 @@ OfiNetwork::~OfiNetwork() {
     }
   } catch (...) {  // The end of a rank reports nothing; its peers have their deadlines.
   }
+  fabric_.close_endpoint();
 }
 
 std::int64_t OfiNetwork::direct_put_bytes() const noexcept {
@@ -240,13 +285,8 @@ void OfiNetwork::withdraw(std::int32_t id) noexcept {
   for (std::size_t rank = 0; rank < region.names.size(); ++rank) {
     const Peer& peer = peers_[rank];
     if (!is_remote(static_cast<std::int32_t>(rank)) || peer.gone()) continue;
-    outbox_.emplace_back(
-        static_cast<std::int32_t>(rank),
-        Message{.kind = MessageKind::withdraw,
-                .source = static_cast<std::uint32_t>(world_.rank),
-                .id = id,
-                .generation = static_cast<std::uint32_t>(region.names[rank].words[kGeneration]),
-                .writes = peer.writes});
+    queue(static_cast<std::int32_t>(rank), MessageKind::withdraw, id,
+          static_cast<std::uint32_t>(region.names[rank].words[kGeneration]));
   }
   // Nobody knew memory that was never admitted.
   if (region.alias.base() != nullptr && !region.names.empty()) retired_.push_back(std::move(region));
@@ -312,7 +352,6 @@ void OfiNetwork::free_operation(Operation& operation) noexcept {
   Peer& peer = peer_of(operation.peer);
   --peer.pending;
   if (!peer.gone()) --pending_;
-  ++completed_;
   if (operation.bounce >= 0) free_bounce_.push_back(operation.bounce);
   operation.kind = Kind::free;
   free_.push_back(static_cast<std::int32_t>(index_of(operation)));
@@ -501,17 +540,17 @@ void OfiNetwork::send(Peer& peer, std::int32_t rank, const Message& content) {
 }
 
 void OfiNetwork::send_outbox() noexcept {
-  while (!outbox_.empty() && !free_.empty()) {
-    const auto& [rank, message] = outbox_.back();
+  std::erase_if(outbox_, [&](const std::pair<std::int32_t, Message>& entry) {
+    const auto& [rank, message] = entry;
     Peer& peer = peer_of(rank);
-    if (!peer.gone()) {
-      Operation& operation = *take_operation(peer, rank, Kind::message);
-      const ssize_t code = try_send(operation, message);
-      if (code != 0) free_operation(operation);
-      if (code == -FI_EAGAIN) return;
-    }
-    outbox_.pop_back();
-  }
+    if (peer.gone()) return true;
+    if (free_.empty()) return false;
+    Operation& operation = *take_operation(peer, rank, Kind::message);
+    const ssize_t code = try_send(operation, message);
+    if (code == 0) return true;
+    free_operation(operation);
+    return code != -FI_EAGAIN;
+  });
 }
 
 void OfiNetwork::drain() {

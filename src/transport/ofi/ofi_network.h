@@ -72,7 +72,7 @@ class OfiNetwork final : public net::Network {
   void fence() override;
   void quiet() override;
   void progress() override;
-  [[nodiscard]] bool idle() noexcept { return pending_ == 0 && outbox_.empty(); }
+  [[nodiscard]] bool idle() noexcept override { return pending_ == 0 && outbox_.empty(); }
   [[nodiscard]] std::int32_t lost() noexcept override;
   void exclude(std::span<const std::int32_t> ranks) override;
 
@@ -88,6 +88,7 @@ class OfiNetwork final : public net::Network {
   };
 
   enum class MessageKind : std::uint32_t {
+    hello,
     signal,
     withdraw,  ///< The source puts to this memory no more
     leave,     ///< The source ends
@@ -110,6 +111,7 @@ class OfiNetwork final : public net::Network {
     std::uint64_t writes = 0;      ///< Issued to it
     std::uint64_t arrived = 0;     ///< Writes from it, by their immediate data
     std::vector<Message> waiting;  ///< Signals from it whose payload has not all arrived
+    bool greeted = false;          ///< Its hello has come
     bool spoken = false;           ///< Something went to it or came from it
     bool excluded = false;
     bool left = false;  ///< It said that it ends; puts to it are dropped
@@ -121,7 +123,9 @@ class OfiNetwork final : public net::Network {
     [[nodiscard]] bool gone() const noexcept { return ignored() || lost; }  ///< Not waited for
   };
 
-  void connect(Bootstrap& bootstrap, Deadline deadline);
+  void exchange_addresses(Bootstrap& bootstrap, Deadline deadline);
+  void connect(Deadline deadline);
+  void queue(std::int32_t rank, MessageKind kind, std::int32_t id, std::uint32_t generation) noexcept;
   void write(Peer& peer, std::int32_t rank, const net::MemoryName& name, std::int64_t offset,
              const std::byte* from, std::int64_t bytes);
   void write_word(Peer& peer, std::int32_t rank, const net::MemoryName& name, std::int64_t offset,
@@ -167,19 +171,20 @@ class OfiNetwork final : public net::Network {
   Bootstrap& bootstrap_;
   World world_;
   Settings settings_;
+  // Before the endpoint, which may touch them until it is closed.
+  std::vector<Operation> operations_;    ///< Sends first, then receives; never moves
+  std::unique_ptr<std::byte[]> slots_;   ///< A message's place for every operation
+  std::unique_ptr<std::byte[]> bounce_;  ///< Made when first needed
   Fabric fabric_;
   std::vector<Peer> peers_;
   std::unordered_map<std::int32_t, Region> regions_;
   std::vector<Region> retired_;                           ///< Withdrawn here, but not by every peer
-  std::vector<std::pair<std::int32_t, Message>> outbox_;  ///< Of withdraw(), which does not wait
+  std::vector<std::pair<std::int32_t, Message>> outbox_;  ///< Of calls that do not wait
   std::uint32_t next_generation_ = 1;
 
-  std::vector<Operation> operations_;   ///< Sends first, then receives; never moves
   std::vector<std::int32_t> free_;      ///< Of the sends
   std::vector<std::int32_t> unposted_;  ///< Of the receives
-  std::unique_ptr<std::byte[]> slots_;  ///< A message's place for every operation
   Handle<fid_mr> slots_memory_;
-  std::unique_ptr<std::byte[]> bounce_;  ///< Made when first needed
   Handle<fid_mr> bounce_memory_;
   std::vector<std::int32_t> free_bounce_;
   std::int64_t pending_ = 0;  ///< Operations towards peers that are not gone
