@@ -152,7 +152,7 @@ void AllToAll::Impl::compare_configs() {
 void AllToAll::Impl::allocate_buffer() {
   try {
     static_cast<SymmetricBuffer&>(buffer) =
-        transport.allocate(plan.total_bytes, "AllToAll workspace", Clock::now() + kSetupDeadline);
+        transport.allocate(plan.total_bytes, "AllToAll workspace", Clock::now() + setup_deadline);
   } catch (const Error& error) {
     if (error.code() != Errc::out_of_memory) throw;
     throw Error(

@@ -63,6 +63,7 @@ struct AllToAll::Impl {
   ExpertPartition partition;
   SlotLayout slots;
   Crossings crossings;
+  std::chrono::milliseconds setup_deadline = kSetupDeadline;
   BufferPlan plan;
   MoveChoice choice;
   const PackKernels& kernels;

@@ -39,13 +39,15 @@ std::int64_t AllToAll::Impl::recover(const Error& loss) {
 
 /// A rank that was only slow may still write to the old memory, so nothing of the next step may lie there.
 void AllToAll::Impl::move_to_new_memory() {
+  // The survivors are all here, unless one more is lost; that must not take as long as a first start may.
+  setup_deadline = std::min<std::chrono::milliseconds>(kSetupDeadline, 2 * config.deadline);
   const BufferPlan old_plan = plan;
   SymmetricBuffer old = buffer;
   static_cast<SymmetricBuffer&>(buffer) = {};
   try {
     collectives = transport.make_collectives(
         std::max<std::int64_t>(static_cast<std::int64_t>(sizeof(std::int64_t)) * world.size, 1),
-        Clock::now() + kSetupDeadline);
+        Clock::now() + setup_deadline);
     plan_and_allocate();
   } catch (...) {
     if (buffer.local == nullptr) static_cast<SymmetricBuffer&>(buffer) = old;

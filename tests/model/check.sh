@@ -1,6 +1,6 @@
 #!/bin/sh
-# Model-checks the signalling and buffer-reuse protocol of AllToAll (protocol.pml) and the agreement on the surviving
-# ranks (membership.pml): each must hold, and every mutation of it must be found wrong, or the check would prove nothing.
+# Model-checks the signalling and buffer-reuse protocol of AllToAll (protocol.pml), what crosses between homes
+# (crossing.pml) and the agreement on the surviving ranks (membership.pml): each must hold, and every mutation of it must be found wrong, or the check would prove nothing.
 # Exits 1 where one of them does not behave so.
 # CC (default gcc) compiles the checkers.
 set -u
@@ -58,6 +58,15 @@ for ranks in "2 ranks:-DN=2" "3 ranks, stores at once:-DN=3 -DSTRONG -DFEW_MODES
   check breaks "$name, mutation: word raised before the payload" $options -DEPOCHS=3 -DWORD_FIRST
   check breaks "$name, mutation: no settling after a void step" $options -DEPOCHS=3 -DNO_SETTLE
 done
+
+model=$models/crossing.pml
+check holds "between homes of 2 and 1 ranks, 3 steps" -DN=3 -DEPOCHS=3
+check holds "between homes of 2 and 1 ranks, flat, 3 steps" -DN=3 -DEPOCHS=3 -DFLAT
+check holds "between homes of 2 and 2 ranks, 2 steps" -DN=4 -DEPOCHS=2
+check breaks "between homes, mutation: results returned before the home is done" -DN=3 -DEPOCHS=2 -DHASTY_RETURN
+check breaks "between homes, mutation: combine_recv skips other homes" -DN=3 -DEPOCHS=2 -DSKIP_RETURN
+check breaks "between homes, mutation: word passed on before the message" -DN=3 -DEPOCHS=2 -DPASS_FIRST
+check breaks "between homes, mutation: no settling after a void step" -DN=3 -DEPOCHS=3 -DNO_SETTLE
 
 model=$models/membership.pml
 check holds "agreement of 2 ranks" -DN=2 -DBALLOTS=4
