@@ -28,21 +28,17 @@ std::vector<int> allowed_cpus() {
   return cpus;
 }
 
-namespace {
-
-void pin(const LocalRun& launch, std::int32_t index) {
-  if (launch.cpus.empty()) throw Error(Errc::unavailable, "pin: the CPUs of this process could not be read");
-  const int cpu = launch.cpus[static_cast<std::size_t>(index) % launch.cpus.size()];
+void pin_to(const std::vector<int>& cpus, std::int32_t rank, std::int32_t index) {
+  if (cpus.empty()) throw Error(Errc::unavailable, "pin: the CPUs of this process could not be read");
+  const int cpu = cpus[static_cast<std::size_t>(index) % cpus.size()];
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(cpu, &set);
   if (sched_setaffinity(0, sizeof set, &set) != 0) {
-    throw Error(Errc::unavailable, fmt::format("rank {}: pin to CPU {}: {}", launch.first_rank + index, cpu,
-                                               std::strerror(errno)));
+    throw Error(Errc::unavailable,
+                fmt::format("rank {}: pin to CPU {}: {}", rank, cpu, std::strerror(errno)));
   }
 }
-
-}  // namespace
 
 void run_rank(const LocalRun& launch, std::int32_t index) {
   RankSlot& slot = launch.segment.slot(index);
@@ -58,7 +54,7 @@ void run_rank(const LocalRun& launch, std::int32_t index) {
     end(RankState::failed);
   };
   try {
-    if (launch.pin) pin(launch, index);
+    if (launch.pin) pin_to(launch.cpus, launch.first_rank + index, index);
     slot.exit_status = launch.run(index);
     end(RankState::finished);
   } catch (const Error& error) {

@@ -8,7 +8,22 @@
 #include <shunt/core/error.h>
 #include <shunt/transport/launch.h>
 
+#include "environment.h"
+
 namespace shunt {
+
+std::int32_t parse_number(const char* name, std::string_view text, std::int32_t least, std::int32_t most) {
+  std::int32_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || stop != end || value < least || value > most) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("environment: {}='{}'; a whole number from {} to {} is allowed", name, text,
+                            least, most));
+  }
+  return value;
+}
+
 namespace {
 
 using Lookup = std::function<const char*(const char*)>;
@@ -23,19 +38,6 @@ using Lookup = std::function<const char*(const char*)>;
                     name));
   }
   return text;
-}
-
-[[nodiscard]] std::int32_t parse_number(const char* name, std::string_view text, std::int32_t least,
-                                        std::int32_t most) {
-  std::int32_t value = 0;
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (error != std::errc() || stop != end || value < least || value > most) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("environment: {}='{}'; a whole number from {} to {} is allowed", name, text,
-                            least, most));
-  }
-  return value;
 }
 
 [[nodiscard]] std::int32_t require_number(const Lookup& get, const char* name, std::int32_t least,

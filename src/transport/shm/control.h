@@ -39,6 +39,7 @@ struct RankSlot {
   alignas(kSignalStride) std::uint64_t notice;
   /// By parity of the allocation: a rank may be one allocation ahead of one that still reads.
   alignas(kSignalStride) Proposal proposals[2];
+  std::uint64_t cookie;  ///< Of the first slot: see Segment::set_cookie()
   alignas(kSignalStride) std::int32_t message_bytes;
   char message[kMessageBytes];
 };

@@ -80,6 +80,25 @@ Segment::Segment(std::int32_t ranks)
   slots_ = static_cast<RankSlot*>(control);
 }
 
+Segment::Segment(std::int32_t ranks, int file, std::uint64_t cookie)
+    : ranks_(ranks),
+      page_bytes_(sysconf(_SC_PAGESIZE)),
+      huge_pages_(shared_huge_pages()),
+      file_(file),
+      control_bytes_(align_up(static_cast<std::int64_t>(sizeof(RankSlot)) * ranks, page_bytes_)) {
+  struct stat status {};
+  void* control = MAP_FAILED;
+  if (fstat(file_, &status) == 0 && status.st_size >= control_bytes_)
+    control = mmap(nullptr, length(control_bytes_), PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  if (control != MAP_FAILED && static_cast<RankSlot*>(control)->cookie == cookie) {
+    slots_ = static_cast<RankSlot*>(control);
+    return;
+  }
+  if (control != MAP_FAILED) munmap(control, length(control_bytes_));
+  close(file_);
+  throw Error(Errc::unavailable, "transport shm: the file of another process is not the memory of this world");
+}
+
 Segment::~Segment() {
   for (const auto& [offset, mapping] : mappings_) munmap(mapping.base, length(mapping.bytes));
   munmap(slots_, length(control_bytes_));

@@ -19,6 +19,9 @@ namespace shunt::shm {
 class Segment {
  public:
   explicit Segment(std::int32_t ranks);
+  /// Takes over `file`, which another process has opened as a Segment of so many ranks, and closes it also where
+  /// this fails. Errors: Errc::unavailable where it is no such file or holds another cookie than this one.
+  Segment(std::int32_t ranks, int file, std::uint64_t cookie);
   ~Segment();
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
@@ -28,6 +31,10 @@ class Segment {
 
   [[nodiscard]] std::int32_t ranks() const noexcept { return ranks_; }
   [[nodiscard]] RankSlot& slot(std::int32_t rank) const noexcept { return slots_[rank]; }
+  /// Descriptor of the memory in this process; stays this object's.
+  [[nodiscard]] int file() const noexcept { return file_; }
+  /// By which a process that opens the file knows that it is this one.
+  void set_cookie(std::uint64_t cookie) noexcept { slots_[0].cookie = cookie; }
   [[nodiscard]] std::int64_t page_bytes() const noexcept { return page_bytes_; }
 
   /// First offset behind the control area.
