@@ -105,7 +105,6 @@ struct PointRunner {
     harness.start = start;
     harness.inner_phases = options.inner_phases;
     harness.thresholds = thresholds;
-    harness.provider = options.provider;
     if (output.progress)
       harness.progress = [&](double share) {
         output.progress(base + share / static_cast<double>(num_points), what);

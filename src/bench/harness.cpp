@@ -179,7 +179,7 @@ class PointRun {
     result_.dense_bytes = dense_dispatch_bytes(workload_);
     result_.nodes = transport_.world().num_nodes();
     result_.transport = transport_.name();
-    result_.provider = options_.provider;
+    result_.provider = transport_.provider();
     result_.clock = clock_name(terms_.clock);
     for (std::size_t i = 0; i < plan_.specs.size(); ++i) {
       const MethodSpec& spec = plan_.specs[i];

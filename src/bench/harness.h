@@ -21,7 +21,6 @@ struct HarnessOptions {
   bool inner_phases = true;
   PlacementThresholds thresholds;
   Refusal refusal;                       ///< Why this process cannot measure the point, though others may
-  std::string provider;                  ///< As asked for
   std::function<void(double)> progress;  ///< Share done; called on rank 0 only
 };
 

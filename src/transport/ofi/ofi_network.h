@@ -53,6 +53,7 @@ class OfiNetwork final : public net::Network {
   OfiNetwork& operator=(const OfiNetwork&) = delete;
 
   [[nodiscard]] std::string_view name() const noexcept override { return "ofi"; }
+  [[nodiscard]] std::string_view provider() const noexcept override { return fabric_.provider(); }
   [[nodiscard]] bool ordered() const noexcept override {
     return fabric_.delivery() != Delivery::counted && fabric_.writes_in_order();
   }

@@ -28,6 +28,7 @@ class Delayed final : public Transport {
   ~Delayed() override { release_all_or_drop(); }
 
   [[nodiscard]] std::string_view name() const noexcept override { return inner_.name(); }
+  [[nodiscard]] std::string_view provider() const noexcept override { return inner_.provider(); }
   [[nodiscard]] Capabilities capabilities() const noexcept override {
     Capabilities result = inner_.capabilities();
     result.ordered = result.ordered && !options_.reorder;

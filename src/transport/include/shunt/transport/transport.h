@@ -64,6 +64,8 @@ class Transport {
 
   [[nodiscard]] const World& world() const noexcept { return world_; }
   [[nodiscard]] virtual std::string_view name() const noexcept = 0;
+  /// What carries bytes between nodes, as its library calls it, such as "tcp;ofi_rxm"; empty where nothing does.
+  [[nodiscard]] virtual std::string_view provider() const noexcept { return {}; }
   [[nodiscard]] virtual Capabilities capabilities() const noexcept = 0;
 
   /// Collective. Zeroed, pre-faulted symmetric memory; `what` names it in errors. bytes may be 0.
