@@ -2,23 +2,24 @@
 
 #include <dlfcn.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
-#include <algorithm>
+#include <cstdint>
+#include <string>
 #include <string_view>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <shunt/bench/method.h>
 #include <shunt/bench/placement.h>
 #include <shunt/core/host.h>
+#include <shunt/core/record.h>
 #include <shunt/core/statistics.h>
 #include <shunt/pack/kernels.h>
 #include <shunt/transport/launch.h>
 
+#include "doctor_launch.h"
 #include "probe.h"
-
-extern char** environ;  // NOLINT: the one way to see all variables
 
 namespace shunt::bench {
 namespace {
@@ -27,13 +28,45 @@ struct Library {
   const char* name;
   const char* use;
   std::vector<const char*> sonames;
+  const char* transport = "";               ///< Its transport, which is in this build where the library is
+  std::string (*version)(void*) = nullptr;  ///< From the loaded library
 };
+
+/// The function `name` of a library, or null.
+template <class Function>
+Function* find_function(void* library, const char* name) {
+  return reinterpret_cast<Function*>(dlsym(library, name));
+}
+
+std::string mpi_version(void* library) {
+  // Allowed before MPI_Init. The longest text of any implementation known is 8192 bytes.
+  auto* const ask = find_function<int(char*, int*)>(library, "MPI_Get_library_version");
+  if (ask == nullptr) return {};
+  std::vector<char> text(16384);
+  int length = 0;
+  if (ask(text.data(), &length) != 0) return {};
+  const std::string version(text.data());
+  return version.substr(0, version.find_first_of(",\n"));
+}
+
+std::string libfabric_version(void* library) {
+  auto* const ask = find_function<std::uint32_t()>(library, "fi_version");
+  return ask == nullptr ? "" : fmt::format("{}.{}", ask() >> 16U, ask() & 0xffffU);
+}
+
+std::string ucx_version(void* library) {
+  auto* const ask = find_function<void(unsigned*, unsigned*, unsigned*)>(library, "ucp_get_version");
+  unsigned parts[3] = {};
+  if (ask == nullptr) return {};
+  ask(&parts[0], &parts[1], &parts[2]);
+  return fmt::format("{}.{}.{}", parts[0], parts[1], parts[2]);
+}
 
 const std::vector<Library>& libraries() {
   static const std::vector<Library> known{
-      {"MPI", "transport mpi", {"libmpi.so.40", "libmpich.so.12", "libmpi.so"}},
-      {"libfabric", "transport ofi", {"libfabric.so.1"}},
-      {"UCX", "used by MPI libraries", {"libucp.so.0"}},
+      {"MPI", "transport mpi", {"libmpi.so.40", "libmpich.so.12", "libmpi.so"}, "mpi", mpi_version},
+      {"libfabric", "transport ofi", {"libfabric.so.1"}, "ofi", libfabric_version},
+      {"UCX", "used by MPI libraries", {"libucp.so.0"}, "", ucx_version},
       {"CUDA driver", "transport cuda_ipc, CUDA kernels", {"libcuda.so.1"}},
       {"CUDA runtime",
        "CUDA kernels",
@@ -42,36 +75,41 @@ const std::vector<Library>& libraries() {
       {"NVSHMEM",
        "transport nvshmem",
        {"libnvshmem_host.so.3", "libnvshmem_host.so.2", "libnvshmem_host.so"}},
-      {"gloo", "method simd/gloo", {"libgloo.so.0", "libgloo.so"}},
+      {"gloo", "method simd/gloo", {"libgloo.so.0", "libgloo.so"}, "simd/gloo"},
       {"torch", "method torch, training", {"libtorch_cpu.so", "libtorch.so", "libtorch_cpu.so.1.13"}},
   };
   return known;
 }
 
-/// Name under which the loader finds a library; empty where it does not. Nothing of it is used.
-std::string find_library(const std::vector<const char*>& sonames) {
-  for (const char* soname : sonames)
+/// Whether the build has what the transport or method of that name needs, whether or not it can run now.
+bool built_in(std::string_view part) {
+  for (const TransportInfo& info : transport_registry())
+    if (info.name == part) return info.reason.find("this build has no") == std::string::npos;
+  for (const MethodSpec& spec : alltoall_methods())
+    if (spec.name == part) return spec.unavailable.find("this build has no") == std::string::npos;
+  return false;
+}
+
+Record library_record(const Library& library) {
+  Record record("library");
+  record.set("name", library.name).set("use", library.use).set("built_in", built_in(library.part));
+  for (const char* soname : library.sonames)
     if (void* handle = dlopen(soname, RTLD_LAZY | RTLD_LOCAL); handle != nullptr) {
+      record.set("present", true)
+          .set("soname", soname)
+          .set("version", library.version == nullptr ? std::string() : library.version(handle));
       dlclose(handle);
-      return soname;
+      return record;
     }
-  return {};
+  return record.set("present", false).set("soname", "").set("version", "");
 }
 
 Record host_record() {
   const HostInfo host = read_host_info();
   Record record("host");
-  record.set("hostname", host.hostname)
-      .set("cpu", host.cpu_model)
-      .set("cpu_vendor", host.cpu_vendor)
-      .set("cpu_features", host.cpu_features)
-      .set("kernel", host.kernel)
-      .set("cores", std::int64_t{host.cores})
-      .set("l2_bytes", host.l2_bytes)
-      .set("l3_bytes", host.l3_bytes)
-      .set("memory_total_bytes", host.memory_total_bytes)
-      .set("memory_available_bytes", host.memory_available_bytes)
-      .set("transparent_hugepages", host.transparent_hugepages)
+  record.set("hostname", host.hostname);
+  set_host_fields(record, host);
+  record.set("transparent_hugepages", host.transparent_hugepages)
       .set("shmem_hugepages", host.shmem_hugepages)
       .set("hugetlb_pages_free", host.hugetlb_pages_free);
   rlimit locked{};
@@ -143,42 +181,37 @@ std::vector<Record> examine_machine() {
     record.set("name", info.name).set("available", info.available).set("reason", info.reason);
     records.push_back(std::move(record));
   }
-  for (const Library& library : libraries()) {
-    const std::string found = find_library(library.sonames);
-    Record record("library");
-    record.set("name", library.name)
-        .set("use", library.use)
-        .set("built_in", false)
-        .set("present", !found.empty())
-        .set("soname", found);
+  for (Record& record : examine_fabric()) records.push_back(std::move(record));
+  for (Record& record : examine_launch()) records.push_back(std::move(record));
+  for (const Library& library : libraries()) records.push_back(library_record(library));
+  for (const MethodSpec& spec : alltoall_methods()) {
+    if (spec.unavailable.empty()) continue;
+    Record record("method");
+    record.set("name", spec.name).set("available", false).set("reason", spec.unavailable);
     records.push_back(std::move(record));
   }
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string_view variable(*entry);
-    if (!variable.starts_with("SHUNT_")) continue;
-    const std::size_t equals = std::min(variable.find('='), variable.size());
-    Record record("environment");
-    record.set("name", std::string(variable.substr(0, equals)))
-        .set("value", std::string(variable.substr(std::min(equals + 1, variable.size()))));
-    records.push_back(std::move(record));
-  }
+  for (Record& record : examine_environment()) records.push_back(std::move(record));
   return records;
 }
 
 std::string format_examination(const std::vector<Record>& records) {
   std::string text;
   std::string last;
+  std::string provider;  // of the last line
   for (const Record& record : records) {
     const std::string kind = text_of(record, "record");
     if (kind != last) {
       if (kind == "transport") text += "\ntransports\n";
+      if (kind == "provider") text += "\nproviders of transport ofi\n";
+      if (kind == "launch") text += "\nlaunching\n";
       if (kind == "library") text += "\nlibraries\n";
+      if (kind == "method") text += "\nmethods of shunt bench alltoall that are missing\n";
       if (kind == "environment") text += "\nenvironment\n";
     }
     last = kind;
     if (kind == "host") {
-      text +=
-          fmt::format("cpu              {} ({})\n", text_of(record, "cpu"), text_of(record, "cpu_vendor"));
+      text += fmt::format("cpu              {} ({})\n", text_of(record, "cpu_model"),
+                          text_of(record, "cpu_vendor"));
       text += fmt::format("features         {}\n", text_of(record, "cpu_features"));
       text += fmt::format("cores            {}; L2 {} per core, L3 {}\n", text_of(record, "cores"),
                           bytes_of(record, "l2_bytes"), bytes_of(record, "l3_bytes"));
@@ -203,10 +236,37 @@ std::string format_examination(const std::vector<Record>& records) {
       text += fmt::format("  {:<14} {}: {}\n", text_of(record, "name"),
                           flag_of(record, "available") ? "available" : "missing", text_of(record, "reason"));
     } else if (kind == "library") {
+      const bool versioned = text_of(record, "version") != "not known";
       text +=
-          fmt::format("  {:<14} not built in ({}); {}\n", text_of(record, "name"), text_of(record, "use"),
+          fmt::format("  {:<14} {} ({}); {}{}\n", text_of(record, "name"),
+                      flag_of(record, "built_in") ? "built in" : "not built in", text_of(record, "use"),
                       flag_of(record, "present") ? "present on this machine as " + text_of(record, "soname")
-                                                 : "not found on this machine");
+                                                 : "not found on this machine",
+                      versioned ? ", " + text_of(record, "version") : "");
+    } else if (kind == "provider") {
+      // All addresses of a provider in one line.
+      const std::string name = text_of(record, "name");
+      if (name == provider)
+        text.insert(text.size() - 1, ", " + text_of(record, "address"));
+      else
+        text +=
+            fmt::format("  {:<14} {}: {}\n", name, text_of(record, "version"), text_of(record, "address"));
+      provider = name;
+    } else if (kind == "launch") {
+      if (text_of(record, "status") == "ok")
+        text += fmt::format("  {:<14} {}\n", "started", text_of(record, "meaning"));
+      else
+        text += fmt::format("  {:<14} not possible: {}\n", "started", text_of(record, "reason"));
+      if (text_of(record, "variables") != "")
+        text += fmt::format("  {:<14} {}\n", "because of", text_of(record, "variables"));
+    } else if (kind == "slurm") {
+      text +=
+          fmt::format("  {:<14} {}{}\n", "Slurm", text_of(record, "srun"),
+                      flag_of(record, "in_job") ? "; in job " + text_of(record, "job_id") : "; in no job");
+    } else if (kind == "namespaces") {
+      text += fmt::format("  {:<14} {}\n", "namespaces", text_of(record, "network"));
+    } else if (kind == "method") {
+      text += fmt::format("  {:<14} {}\n", text_of(record, "name"), text_of(record, "reason"));
     } else if (kind == "environment") {
       text += fmt::format("  {}={}\n", text_of(record, "name"), text_of(record, "value"));
     }

@@ -127,7 +127,9 @@ TEST(AllToAllBenchTest, CountsWhatCrossesBetweenNodesToTheByte) {
     const MethodResult* hier = nullptr;
     for (const MethodResult& method : result.methods) {
       if (method.status == "skipped") {
-        EXPECT_TRUE(method.reason.starts_with("this build has no") || method.name == "xcopy")
+        EXPECT_TRUE(method.reason.starts_with("this build has no") ||
+                    method.reason.starts_with("opens sockets") || method.name.find("mpi") != std::string::npos ||
+                    method.name == "xcopy")
             << method.name << ": " << method.reason;
         continue;
       }

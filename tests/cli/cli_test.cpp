@@ -85,14 +85,6 @@ TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
   }
 }
 
-TEST(CliTest, RefusesSeveralNodesUntilThereIsANetworkTransport) {
-  const Words variables{"MASTER_ADDR=localhost", "MASTER_PORT=29500", "WORLD_SIZE=4", "WORLD_LOCAL_SIZE=2",
-                        "NODE_RANK=0"};
-  const Ended ended = run_shunt({"bench", "alltoall"}, "", variables);
-  EXPECT_EQ(ended.status, 2);
-  EXPECT_NE(ended.err.find("needs a network transport"), std::string::npos) << ended.err;
-}
-
 TEST(CliTest, SaysWhatAPointOfTooMuchMemoryNeeds) {
   const Ended ended = run_shunt({"bench", "alltoall", "--experts", "64", "--topk", "32", "--hidden",
                                  "1048576", "--tokens", "8192", "--ranks", "8"});
@@ -227,10 +219,11 @@ TEST(CliTest, MeasuresATransportAndWritesItsRecords) {
 }
 
 TEST(CliTest, DoctorSaysWhatIsThereAndWhatIsMissing) {
-  const Ended text = run_shunt({"doctor"}, "", {"SHUNT_FORCE_ISA=scalar"});
+  const Ended text = run_shunt({"doctor"}, "", {"SHUNT_FORCE_ISA=scalar", "FI_PROVIDER=tcp"});
   ASSERT_EQ(text.status, 0) << text.err;
   for (const char* expected :
-       {"cores", "kernel tables", "shm", "NCCL", "not built in", "SHUNT_FORCE_ISA=scalar"})
+       {"cores", "kernel tables", "shm", "NCCL", "not built in", "launching", "by itself", "Slurm",
+        "namespaces", "cuda/nccl", "SHUNT_FORCE_ISA=scalar", "FI_PROVIDER=tcp"})
     EXPECT_NE(text.out.find(expected), std::string::npos) << expected << " in " << text.out;
   const Ended json = run_shunt({"doctor", "--json"});
   ASSERT_EQ(json.status, 0) << json.err;
@@ -238,8 +231,23 @@ TEST(CliTest, DoctorSaysWhatIsThereAndWhatIsMissing) {
   std::set<std::string> kinds;
   for (std::string line; std::getline(in, line);)
     kinds.insert(nlohmann::json::parse(line).at("record").get<std::string>());
-  for (const char* kind : {"host", "kernels", "placement", "transport", "library"})
+  for (const char* kind :
+       {"host", "kernels", "placement", "transport", "launch", "slurm", "namespaces", "library", "method"})
     EXPECT_TRUE(kinds.contains(kind)) << kind;
+  EXPECT_NE(json.out.find("\"cpu_model\""), std::string::npos) << "facts have one name everywhere";
+}
+
+TEST(CliTest, DoctorSaysHowACommandWouldStart) {
+  const Ended node = run_shunt(
+      {"doctor"}, "",
+      {"MASTER_ADDR=node7", "MASTER_PORT=29500", "WORLD_SIZE=4", "WORLD_LOCAL_SIZE=2", "NODE_RANK=1"});
+  EXPECT_EQ(node.status, 0) << node.err;
+  EXPECT_NE(node.out.find("as node 1: a command starts 2 of 4 ranks, which meet at node7:29500"),
+            std::string::npos)
+      << node.out;
+  const Ended wrong = run_shunt({"doctor"}, "", {"MASTER_ADDR=node7", "MASTER_PORT=none"});
+  EXPECT_EQ(wrong.status, 0) << wrong.err;
+  EXPECT_NE(wrong.out.find("MASTER_PORT='none'"), std::string::npos) << wrong.out;
 }
 
 }  // namespace
