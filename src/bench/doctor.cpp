@@ -28,7 +28,7 @@ struct Library {
   const char* name;
   const char* use;
   std::vector<const char*> sonames;
-  const char* transport = "";               ///< Its transport, which is in this build where the library is
+  const char* part = "";  ///< Transport or method that is in this build where the library is
   std::string (*version)(void*) = nullptr;  ///< From the loaded library
 };
 

@@ -30,6 +30,7 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   ~HybridTransport() override;
 
   [[nodiscard]] std::string_view name() const noexcept override { return network_->name(); }
+  [[nodiscard]] std::string_view provider() const noexcept override { return network_->provider(); }
   [[nodiscard]] Capabilities capabilities() const noexcept override;
   SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override;
   void release(SymmetricBuffer& buffer) noexcept override;
