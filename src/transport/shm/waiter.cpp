@@ -304,9 +304,10 @@ Loss Waiter::find_loss(std::int32_t awaited) const {
       return {notice.rank,
               fmt::format("rank {} timed out waiting for it in {}", peer, phase_name(notice.phase))};
     }
-    if (slot_of_[static_cast<std::size_t>(peer)] >= 0) continue;  // Its slot says more.
+    // Also of ranks of this node: their slots say so later, when they have left the network.
     if (notice.kind == NoticeKind::failed && (failed.rank < 0 || peer == awaited))
       failed = {peer, "it ended with an error"};
+    if (slot_of_[static_cast<std::size_t>(peer)] >= 0) continue;
     if (notice.kind == NoticeKind::finished && peer == awaited) finished = {peer, "it has finished"};
   }
   if (elsewhere.rank >= 0) return elsewhere;
