@@ -19,8 +19,6 @@ fi
 
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
-# Memory that the ranks share without the transport under test.
-head -c 65536 /dev/zero >"$scratch/shared"
 cat >"$scratch/rank" <<'RANK'
 #!/bin/sh
 rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${PMI_RANK:-0}}}
@@ -39,7 +37,7 @@ exit $status
 RANK
 chmod +x "$scratch/rank"
 
-export SHUNT_TEST_NODES="$nodes" SHUNT_TEST_RANKS="$ranks" SHUNT_TEST_SCRATCH="$scratch" SHUNT_TEST_SHARED="$scratch/shared"
+export SHUNT_TEST_NODES="$nodes" SHUNT_TEST_RANKS="$ranks" SHUNT_TEST_SCRATCH="$scratch" SHUNT_CONFORMANCE_TRANSPORT=mpi SHUNT_CONFORMANCE_FOLDER="$scratch"
 if mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   # Ranks of one pretended node may use the shared memory of MPI; SHUNT_TEST_MCA can forbid it.

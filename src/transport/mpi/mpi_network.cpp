@@ -9,6 +9,8 @@
 
 #include <shunt/core/error.h>
 
+#include "mpi/mpi_collectives.h"
+
 namespace shunt::mpi {
 namespace {
 
@@ -429,6 +431,12 @@ void MpiNetwork::acknowledge(Peer& peer) {
   check(MPI_Isend(&peer.acknowledgement, static_cast<int>(sizeof(Header)), MPI_BYTE, peer.rank, kHeaderTag,
                   comm_.get(), &peer.acknowledging),
         rank_, "MPI_Isend");
+}
+
+std::unique_ptr<Collectives> MpiNetwork::make_collectives(Transport& transport, std::int64_t max_bytes,
+                                                          Deadline deadline) {
+  return std::make_unique<MpiCollectives>(
+      transport, comm_, [this] { progress(); }, max_bytes, deadline);
 }
 
 void MpiNetwork::exclude(std::span<const std::int32_t>) {

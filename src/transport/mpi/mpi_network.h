@@ -48,6 +48,8 @@ class MpiNetwork final : public net::Network {
   void quiet() override;
   void progress() override;
   [[nodiscard]] std::int32_t lost() noexcept override { return -1; }  // MPI ends the job instead.
+  [[nodiscard]] std::unique_ptr<Collectives> make_collectives(Transport& transport, std::int64_t max_bytes,
+                                                              Deadline deadline) override;
   void exclude(std::span<const std::int32_t> ranks) override;
 
  private:

@@ -354,6 +354,11 @@ void HybridTransport::quiet() {
   over_network(-1, "quiet", [&] { network_->quiet(); });
 }
 
+std::unique_ptr<Collectives> HybridTransport::make_collectives(std::int64_t max_bytes, Deadline deadline) {
+  if (auto own = network_->make_collectives(*this, max_bytes, deadline)) return own;
+  return Transport::make_collectives(max_bytes, deadline);
+}
+
 void HybridTransport::exclude(std::span<const std::int32_t> ranks) {
   if (!network_->maskable()) Transport::exclude(ranks);
   std::vector<std::int32_t> here;

@@ -48,6 +48,7 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   void fence() override;
   void quiet() override;
   void exclude(std::span<const std::int32_t> ranks) override;
+  std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline) override;
 
  private:
   struct Entry {

@@ -2,9 +2,11 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 
+#include <shunt/transport/collectives.h>
 #include <shunt/transport/transport.h>
 
 namespace shunt::net {
@@ -60,6 +62,15 @@ class Network {
   [[nodiscard]] virtual bool idle() noexcept { return true; }
   /// A rank that the fabric knows to be gone and that is not excluded, or -1.
   [[nodiscard]] virtual std::int32_t lost() noexcept = 0;
+  /// Collective. Collectives of the fabric's own over `transport`, which outlives them; null where there are none.
+  [[nodiscard]] virtual std::unique_ptr<Collectives> make_collectives(Transport& transport,
+                                                                      std::int64_t max_bytes,
+                                                                      Deadline deadline) {
+    static_cast<void>(transport);
+    static_cast<void>(max_bytes);
+    static_cast<void>(deadline);
+    return nullptr;
+  }
   /// Forgets these ranks: what is queued for them is dropped, what comes from them has no effect.
   virtual void exclude(std::span<const std::int32_t> ranks) = 0;
 };
