@@ -54,18 +54,6 @@ std::string text_of(const char* name) {
   return text == nullptr ? "" : text;
 }
 
-/// Until detect_launch is there.
-Launch read_launch() {
-  const RankEnvironment found = parse_rank_environment(get);
-  if (!found.present) return {};
-  return {.way = LaunchWay::node,
-          .world_size = found.world_size,
-          .local_size = found.local_size,
-          .node_rank = found.node_rank,
-          .master_addr = found.master_addr,
-          .master_port = found.master_port};
-}
-
 std::string meaning_of(const Launch& launch) {
   switch (launch.way) {
     case LaunchWay::local:
@@ -100,7 +88,7 @@ const char* way_name(LaunchWay way) {
 Record launch_record() {
   Record record("launch");
   try {
-    const Launch launch = read_launch();
+    const Launch launch = detect_launch(0, get);
     record.set("status", "ok")
         .set("reason", "")
         .set("way", way_name(launch.way))

@@ -1,42 +1,51 @@
 #include "job.h"
 
-#include <fmt/format.h>
-
-#include <shunt/core/error.h>
+#include <algorithm>
+#include <cstdlib>
 
 namespace shunt::bench {
+namespace {
 
-// Until LaunchSession is there: ranks of this machine only.
-Job::Job(std::int32_t explicit_ranks, const std::function<const char*(const char*)>& get) {
-  if (explicit_ranks > 0) return;
-  const RankEnvironment environment = parse_rank_environment(get);
-  if (!environment.present) return;
-  if (environment.nodes() > 1)
-    throw Error(Errc::unavailable,
-                fmt::format("WORLD_SIZE {} over WORLD_LOCAL_SIZE {} asks for {} nodes: this needs a network "
-                            "transport, which this build does not have",
-                            environment.world_size, environment.local_size, environment.nodes()));
-  launch_.world_size = environment.local_size;
+/// What launchers say of the number of processes on this machine.
+std::int32_t find_processes(const Launch& launch, const std::function<const char*(const char*)>& get) {
+  if (launch.way == LaunchWay::local || launch.way == LaunchWay::node) return 1;
+  for (const char* name : {"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"})
+    if (const char* text = get(name); text != nullptr && std::atoi(text) > 0) return std::atoi(text);
+  return 1;
 }
+
+}  // namespace
+
+Job::Job(std::int32_t explicit_ranks, const std::function<const char*(const char*)>& get)
+    : launch_(detect_launch(explicit_ranks, get)),
+      processes_here_(find_processes(launch_, get)),
+      session_(std::make_unique<LaunchSession>(launch_)) {}
 
 Job::~Job() = default;
 
 bool Job::leads() const noexcept {
-  return true;
+  return session_->leads();
 }
 
 std::int32_t Job::ranks() const noexcept {
-  return launch_.world_size;
+  return session_->world_size();
 }
 
 bool Job::reports(const World& world) const noexcept {
-  return world.rank == 0;
+  switch (launch_.way) {
+    case LaunchWay::local:
+      return world.rank == 0;
+    case LaunchWay::node:
+      return world.rank == launch_.node_rank * launch_.local_size;
+    case LaunchWay::rank:
+    case LaunchWay::mpi:
+      return true;
+  }
+  return false;
 }
 
 std::vector<RankOutcome> Job::run(const LaunchOptions& options, const std::function<int(Transport&)>& body) {
-  LaunchOptions here = options;
-  if (here.transport == "auto") here.transport = "shm";
-  return run_ranks(here, body);
+  return session_->run(options, body);
 }
 
 }  // namespace shunt::bench

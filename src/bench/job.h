@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include <shunt/transport/launch.h>
@@ -31,6 +32,7 @@ class Job {
  private:
   Launch launch_;
   std::int32_t processes_here_ = 1;
+  std::unique_ptr<LaunchSession> session_;
 };
 
 }  // namespace shunt::bench
