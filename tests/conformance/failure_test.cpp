@@ -150,12 +150,14 @@ TEST_P(FailureConformance, GoesOnWithoutAFinishedPeerThatNobodyWaitsFor) {
 
 TEST_P(FailureConformance, TellsTheOthersOfARankThatFailed) {
   if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  if (job() != nullptr && job()->way() == LaunchWay::mpi)
+    GTEST_SKIP() << "under MPI a failed rank ends the job";
   const std::vector<RankOutcome> outcomes = run([](Transport& transport) {
     const auto collectives = transport.make_collectives(8, patience());
     if (transport.world().rank == 1) throw Error(Errc::overflow, "the cup is full");
     for (int step = 0; step < 2; ++step) collectives->barrier(kPatience);
   });
-  ASSERT_EQ(outcomes.size(), static_cast<std::size_t>(ranks()));
+  ASSERT_EQ(outcomes.size(), static_cast<std::size_t>(outcomes_here()));
   for (const RankOutcome& outcome : outcomes) {
     EXPECT_EQ(outcome.signal, 0);
     if (outcome.rank == 1) {

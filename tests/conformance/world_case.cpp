@@ -1,6 +1,8 @@
 #include "conformance/world_case.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,7 +21,32 @@ constexpr const char* kDelivery = "SHUNT_OFI_DELIVERY";
 
 }  // namespace
 
+LaunchSession* job() {
+  // Made when the tests are registered, since under MPI it alone knows how many ranks there are.
+  static const std::unique_ptr<LaunchSession> session =
+      std::getenv("SHUNT_CONFORMANCE_TRANSPORT") == nullptr
+          ? nullptr
+          : std::make_unique<LaunchSession>(
+                detect_launch(0, [](const char* name) -> const char* { return std::getenv(name); }));
+  return session.get();
+}
+
+const std::vector<std::int32_t>& rank_counts() {
+  static const std::vector<std::int32_t> counts = job() == nullptr || job()->world_size() == 0
+                                                      ? std::vector<std::int32_t>{1, 2, 3, 4, 7, 8}
+                                                      : std::vector<std::int32_t>{job()->world_size()};
+  return counts;
+}
+
 const std::vector<Backend>& backends() {
+  if (job() != nullptr) {
+    const std::string transport = std::getenv("SHUNT_CONFORMANCE_TRANSPORT");
+    static const std::vector<Backend> of_job = {
+        {.name = "Job", .transport = transport},
+        {.name = "DelayedJob", .transport = transport, .delayed = true},
+    };
+    return of_job;
+  }
   static const std::vector<Backend> all = {
       {.name = "ShmProcesses", .transport = "shm", .mode = RankMode::processes},
       {.name = "ShmThreads", .transport = "shm", .mode = RankMode::threads},
@@ -77,7 +104,8 @@ std::string case_name(const testing::TestParamInfo<TransportConformance::ParamTy
 
 void TransportConformance::SetUp() {
   const Backend& backend = std::get<0>(GetParam());
-  if (backend.transport == "shm") return;
+  // A job's processes are in the namespaces of their hosts already.
+  if (backend.transport == "shm" || job() != nullptr) return;
   if (!backend.ranks.empty() &&
       std::find(backend.ranks.begin(), backend.ranks.end(), ranks()) == backend.ranks.end()) {
     GTEST_SKIP() << "this row runs with other numbers of ranks";
@@ -101,7 +129,7 @@ std::vector<RankOutcome> TransportConformance::run(const Body& body) {
                               .mode = backend.mode,
                               .transport = backend.transport,
                               .provider = backend.provider};
-  return run_ranks(options, [&](Transport& transport) {
+  const auto wrap = [&](Transport& transport) {
     if (!backend.delayed) {
       body(transport);
       return 0;
@@ -110,11 +138,20 @@ std::vector<RankOutcome> TransportConformance::run(const Body& body) {
         make_delayed(transport, {.seed = 17, .reorder = true, .hide_load_store = backend.hide_load_store});
     body(*wrapped);
     return 0;
-  });
+  };
+  return job() == nullptr ? run_ranks(options, wrap) : job()->run(options, wrap);
+}
+
+std::int32_t TransportConformance::outcomes_here() {
+  if (job() == nullptr || job()->way() == LaunchWay::local) return ranks();
+  if (job()->way() != LaunchWay::node) return 1;
+  return parse_rank_environment([](const char* name) -> const char* { return std::getenv(name); }).local_size;
 }
 
 void TransportConformance::run_well(const Body& body) {
-  for (const RankOutcome& outcome : run(body)) {
+  const std::vector<RankOutcome> outcomes = run(body);
+  EXPECT_EQ(outcomes.size(), static_cast<std::size_t>(outcomes_here()));
+  for (const RankOutcome& outcome : outcomes) {
     EXPECT_EQ(outcome.exit_status, 0) << "rank " << outcome.rank << ": " << outcome.message;
   }
 }
@@ -159,8 +196,21 @@ void require_filled(const std::byte* data, std::int64_t bytes, std::int32_t from
 }
 
 SharedCounter::SharedCounter() {
-  void* memory =
-      mmap(nullptr, sizeof(std::int32_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  int file = -1;
+  if (job() != nullptr && job()->way() != LaunchWay::local) {
+    static int made = 0;
+    const char* folder = std::getenv("SHUNT_CONFORMANCE_FOLDER");
+    if (folder == nullptr)
+      throw Error(Errc::invalid_argument, "SHUNT_CONFORMANCE_FOLDER is not set; a job needs it");
+    const std::string path = std::string(folder) + "/counter" + std::to_string(made++);
+    file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    // Where a process comes second, this changes nothing.
+    if (file < 0 || ftruncate(file, sizeof(std::int32_t)) != 0)
+      throw Error(Errc::io, "the file " + path + " of a test's counter cannot be made");
+  }
+  void* memory = mmap(nullptr, sizeof(std::int32_t), PROT_READ | PROT_WRITE,
+                      file < 0 ? MAP_SHARED | MAP_ANONYMOUS : MAP_SHARED, file, 0);
+  if (file >= 0) close(file);
   if (memory == MAP_FAILED) throw Error(Errc::unavailable, "no shared page for a test's counter");
   count_ = static_cast<std::int32_t*>(memory);
 }

@@ -30,6 +30,14 @@ struct Backend {
 };
 inline constexpr std::int32_t kEachItsOwn = 0;
 [[nodiscard]] const std::vector<Backend>& backends();
+[[nodiscard]] const std::vector<std::int32_t>& rank_counts();
+
+/// The job that this process is part of, or null: then every test starts ranks of its own. The environment decides:
+///   SHUNT_CONFORMANCE_TRANSPORT  join the job that the environment describes (MASTER_ADDR …, RANK, mpirun, srun) on
+///                                this transport; its number of ranks is then the only one
+///   SHUNT_CONFORMANCE_FOLDER     an empty folder that all processes of the job see in the same kernel, for
+///                                SharedCounter (tests/network/conformance makes one)
+[[nodiscard]] LaunchSession* job();
 void PrintTo(const Backend& backend, std::ostream* out);
 
 /// Body of a rank; throws where something is wrong, since assertions of a forked rank would not reach the
@@ -43,16 +51,18 @@ class TransportConformance : public testing::TestWithParam<std::tuple<Backend, s
   void TearDown() override;
   [[nodiscard]] static std::int32_t ranks() { return std::get<1>(GetParam()); }
   [[nodiscard]] static std::vector<RankOutcome> run(const Body& body);
+  /// Ranks of which run() returns outcomes.
+  [[nodiscard]] static std::int32_t outcomes_here();
   /// Runs `body` and expects every rank to return.
   static void run_well(const Body& body);
 };
 
 [[nodiscard]] std::string case_name(const testing::TestParamInfo<TransportConformance::ParamType>& info);
 
-#define SHUNT_CONFORMANCE(suite)                                                               \
-  INSTANTIATE_TEST_SUITE_P(AllTransports, suite,                                               \
-                           testing::Combine(testing::ValuesIn(shunt::conformance::backends()), \
-                                            testing::Values<std::int32_t>(1, 2, 3, 4, 7, 8)),  \
+#define SHUNT_CONFORMANCE(suite)                                                                   \
+  INSTANTIATE_TEST_SUITE_P(AllTransports, suite,                                                   \
+                           testing::Combine(testing::ValuesIn(shunt::conformance::backends()),     \
+                                            testing::ValuesIn(shunt::conformance::rank_counts())), \
                            shunt::conformance::case_name)
 
 /// Throws Errc::check_failed with `what` unless `good`.
@@ -73,7 +83,8 @@ void fill(std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t t
 void require_filled(const std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to,
                     std::int64_t step, const std::string& what);
 
-/// A counter that ranks share without the transport under test, for ends that the transport does not survive.
+/// A counter that ranks share without the transport under test, for ends that the transport does not survive. In a job
+/// it is a file: all processes make the same counters in the same order.
 class SharedCounter {
  public:
   SharedCounter();
@@ -82,6 +93,7 @@ class SharedCounter {
   SharedCounter& operator=(const SharedCounter&) = delete;
   void add() const;
   [[nodiscard]] std::int32_t count() const;
+  /// Waits with the patience of a test.
   void wait_for(std::int32_t count) const;
 
  private:
