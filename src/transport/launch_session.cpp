@@ -88,6 +88,11 @@ RankOutcome LaunchSession::Impl::run_here(const LaunchOptions& options,
   outcome.rank = mpi != nullptr ? mpi->rank() : launch.rank;
   shm::RankSlot* slot = nullptr;
   NodeMap map;  // Outlives what ends in the block below
+  // This process goes on after the run, and may run again without a pin.
+  struct Unpin {
+    std::vector<int> cpus = allowed_cpus();
+    ~Unpin() { run_on(cpus); }
+  } const before;
   try {
     const Deadline start = Clock::now() + options.start_deadline;
     std::optional<TcpBootstrap> tcp;
@@ -98,7 +103,8 @@ RankOutcome LaunchSession::Impl::run_here(const LaunchOptions& options,
     slot = &map.segment->slot(map.world.local_rank);
     const std::string name = resolve_transport(options.transport, launch.way, map.world.num_nodes());
     check_transport(name, launch.way, map.world.num_nodes());
-    if (options.pin) pin_to(allowed_cpus(), map.world.rank, map.world.local_rank);
+    // By its place on the machine: ranks of emulated hosts or containers would all get the first CPU.
+    if (options.pin) pin_to(before.cpus, map.world.rank, map.machine_index);
     const NodePart part{.segment = *map.segment, .processes = true, .oversubscribed = map.oversubscribed};
     const auto transport = open_transport(name, options, map.world, part, &bootstrap, start);
     outcome.exit_status = body(*transport);

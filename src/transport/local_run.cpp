@@ -28,6 +28,13 @@ std::vector<int> allowed_cpus() {
   return cpus;
 }
 
+void run_on(const std::vector<int>& cpus) noexcept {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int cpu : cpus) CPU_SET(cpu, &set);
+  if (!cpus.empty()) static_cast<void>(sched_setaffinity(0, sizeof set, &set));
+}
+
 void pin_to(const std::vector<int>& cpus, std::int32_t rank, std::int32_t index) {
   if (cpus.empty()) throw Error(Errc::unavailable, "pin: the CPUs of this process could not be read");
   const int cpu = cpus[static_cast<std::size_t>(index) % cpus.size()];
@@ -54,7 +61,8 @@ void run_rank(const LocalRun& launch, std::int32_t index) {
     end(RankState::failed);
   };
   try {
-    if (launch.pin) pin_to(launch.cpus, launch.first_rank + index, index);
+    // Counted over all nodes: emulated hosts share the CPUs of one machine.
+    if (launch.pin) pin_to(launch.cpus, launch.first_rank + index, launch.first_rank + index);
     slot.exit_status = launch.run(index);
     end(RankState::finished);
   } catch (const Error& error) {

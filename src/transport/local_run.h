@@ -38,6 +38,8 @@ struct LocalRun {
 [[nodiscard]] std::vector<int> allowed_cpus();
 /// Pins this thread to the CPU for the rank that is number `index` here.
 void pin_to(const std::vector<int>& cpus, std::int32_t rank, std::int32_t index);
+/// This thread may run on these CPUs again.
+void run_on(const std::vector<int>& cpus) noexcept;
 
 /// Runs one rank in this process or thread and leaves its end in its slots.
 void run_rank(const LocalRun& launch, std::int32_t index);

@@ -17,7 +17,8 @@ namespace shunt {
 namespace {
 
 struct Place {
-  std::uint64_t node = 0;  ///< Equal on ranks of a node
+  std::uint64_t node = 0;     ///< Equal on ranks of a node
+  std::uint64_t machine = 0;  ///< Equal on ranks of one kernel
   cpu_set_t cpus{};
 };
 
@@ -42,7 +43,7 @@ struct Offer {
   const bool known = stat("/proc/self/ns/pid", &processes) == 0;
   // Processes that cannot see each other's numbers cannot open each other's memory.
   key += fmt::format("\n{}\n{}", machine, known ? processes.st_ino : 0);
-  Place place{.node = std::hash<std::string>{}(key)};
+  Place place{.node = std::hash<std::string>{}(key), .machine = std::hash<std::string>{}(machine)};
   CPU_ZERO(&place.cpus);
   sched_getaffinity(0, sizeof place.cpus, &place.cpus);
   return place;
@@ -78,16 +79,21 @@ NodeMap map_nodes(Bootstrap& bootstrap, const std::function<const char*(const ch
   };
   std::int32_t local_size = 0;
   std::int32_t local_rank = 0;
+  std::int32_t on_machine = 0;
+  NodeMap map;
   cpu_set_t together;
   CPU_ZERO(&together);
   for (std::size_t one = 0; one < size; ++one) {
+    if (places[one].machine == place.machine) {
+      if (one < self) ++map.machine_index;
+      ++on_machine;
+      CPU_OR(&together, &together, &places[one].cpus);
+    }
     if (places[one].node != place.node) continue;
     if (one < self) ++local_rank;
     ++local_size;
-    CPU_OR(&together, &together, &places[one].cpus);
   }
 
-  NodeMap map;
   Offer offer{.pid = getpid()};
   if (first_of(self) == self) {
     std::random_device random;
@@ -125,7 +131,7 @@ NodeMap map_nodes(Bootstrap& bootstrap, const std::function<const char*(const ch
                .local_rank = local_rank,
                .node = nodes[self],
                .nodes = next > 1 ? nodes : std::vector<std::int32_t>{}};
-  map.oversubscribed = CPU_COUNT(&together) < local_size;
+  map.oversubscribed = CPU_COUNT(&together) < on_machine;
   std::atomic_ref(map.segment->slot(local_rank).pid).store(getpid(), std::memory_order_release);
   return map;
 }

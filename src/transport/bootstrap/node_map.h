@@ -14,7 +14,9 @@ namespace shunt {
 struct NodeMap {
   World world;
   std::unique_ptr<shm::Segment> segment;  ///< A slot for each rank of this node, in rank order
-  bool oversubscribed = false;            ///< More ranks of this node than CPUs they may run on
+  /// Of this rank among those of the machine, which emulated hosts and containers share.
+  std::int32_t machine_index = 0;
+  bool oversubscribed = false;  ///< More ranks of this machine than CPUs they may run on
 };
 
 /// Collective. Ranks are on one node where they have the same host name (or value of SHUNT_NODE), machine and

@@ -31,7 +31,9 @@ class Network {
  public:
   virtual ~Network() = default;
   [[nodiscard]] virtual std::string_view name() const noexcept = 0;  ///< "mpi", "ofi"
-  [[nodiscard]] virtual std::string_view provider() const noexcept { return {}; }  ///< As Transport::provider()
+  [[nodiscard]] virtual std::string_view provider() const noexcept {
+    return {};
+  }  ///< As Transport::provider()
   [[nodiscard]] virtual bool ordered() const noexcept = 0;
   [[nodiscard]] virtual std::int64_t direct_put_bytes() const noexcept = 0;  ///< See Capabilities
   [[nodiscard]] virtual bool maskable() const noexcept = 0;

@@ -96,7 +96,8 @@ Segment::Segment(std::int32_t ranks, int file, std::uint64_t cookie)
   }
   if (control != MAP_FAILED) munmap(control, length(control_bytes_));
   close(file_);
-  throw Error(Errc::unavailable, "transport shm: the file of another process is not the memory of this world");
+  throw Error(Errc::unavailable,
+              "transport shm: the file of another process is not the memory of this world");
 }
 
 Segment::~Segment() {
