@@ -72,6 +72,7 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
           fmt::format("AllToAll config: on_peer_loss is mask, but transport {} cannot go on without a rank",
                       transport.name()));
     membership = std::make_unique<Membership>(transport, Clock::now() + kSetupDeadline);
+    old_out.resize(at(config.max_tokens * config.hidden * dtype_bytes(config.out_dtype)));
   }
   partition = {config.num_experts, world.size};
   slots = slot_layout(config, world.size);
@@ -281,10 +282,18 @@ void AllToAll::Impl::gather_wait_ns(Half half, View2<std::int64_t> out) {
                                                     out.rows, out.cols, world.size, world.size));
   const auto& mine = half == Half::dispatch ? dispatch_wait_ns : combine_wait_ns;
   std::vector<std::int64_t> all(mine.size() * mine.size());
-  guarded([&] {
+  try {
     collectives->allgather(mine.data(), static_cast<std::int64_t>(mine.size() * sizeof(std::int64_t)),
                            all.data(), config.deadline);
-  });
+  } catch (const Error& error) {
+    if (error.code() != Errc::timeout && error.code() != Errc::peer_lost) throw;
+    if (membership == nullptr) {
+      stage = Stage::dead;
+      throw;
+    }
+    recover(error);
+    throw Error(Errc::peer_masked, fmt::format("{}; the others go on, and steps begin anew", error.what()));
+  }
   for (std::int64_t row = 0; row < world.size; ++row)
     std::copy_n(all.data() + row * world.size, world.size, out.row(row));
 }

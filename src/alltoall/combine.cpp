@@ -140,6 +140,11 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
     std::fill(sum_weights.begin() + config.top_k, sum_weights.end(), 1.0F);
     return static_cast<const float*>(sum_weights.data());
   };
+  if (membership != nullptr && accumulate) {
+    const std::int64_t row_bytes = out.row_bytes();
+    for (std::int64_t token = 0; token < num_tokens; ++token)
+      std::memcpy(old_out.data() + token * row_bytes, out.row(token), at(row_bytes));
+  }
   if (num_tokens > 0) look_up(next_sum_rows, 0);
   for (std::int64_t token = 0; token < num_tokens; ++token) {
     std::swap(sum_rows, next_sum_rows);
@@ -153,7 +158,17 @@ void AllToAll::Impl::combine_recv(View2<const float> weights, MutableRows out, b
                           .out = out.row(token),
                           .accumulate = accumulate});
   }
-  if (membership != nullptr) commit_step();
+  if (membership != nullptr) {
+    try {
+      commit_step();
+    } catch (const Error&) {
+      // A step that will be repeated must find what it adds to.
+      const std::int64_t row_bytes = out.row_bytes();
+      for (std::int64_t token = 0; accumulate && token < num_tokens; ++token)
+        std::memcpy(out.row(token), old_out.data() + token * row_bytes, at(row_bytes));
+      throw;
+    }
+  }
   stage = Stage::idle;
   times.combine_wait_ns = ready - begin;
   times.reduce_ns = now_ns() - ready;

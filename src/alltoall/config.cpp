@@ -119,7 +119,7 @@ std::int64_t most_shared(const AllToAllConfig& c) {
   return c.on_peer_loss == PeerLoss::mask ? c.max_tokens : token_share(c.max_tokens, c.dp_size, 0).end;
 }
 
-/// Enough for a message to go out in one piece at most sizes; beyond, the ring turns over while the network sends.
+/// Enough for all that a rank sends in a half at most sizes; beyond, the ring waits until everything in it has left.
 constexpr std::int64_t kMostStaging = std::int64_t{16} << 20;
 
 /// What a message to a landing rank consists of, and where it is put together.

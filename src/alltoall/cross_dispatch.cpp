@@ -137,20 +137,39 @@ std::uint64_t AllToAll::Impl::message_checksum(const std::byte* message, std::in
   return checksum;
 }
 
+/// Whether every number of a message is one that a source can send: counts, the word's own, and every index.
+bool AllToAll::Impl::plausible(const std::byte* slot, std::int32_t announced) const {
+  LandingHeader header;
+  std::memcpy(&header, slot, sizeof header);
+  if (header.num_rows > plan.landing_rows || header.num_entries > plan.landing_entries ||
+      header.return_base < 0 || header.return_base > config.max_tokens * config.top_k)
+    return false;
+  const std::byte* entries = slot + plan.landing_entry_at;
+  const std::byte* count_at = slot + sizeof header;
+  std::int64_t left = header.num_entries;
+  for (const std::int32_t owner : crossings.covered(world.rank)) {
+    std::uint32_t count = 0;
+    std::memcpy(&count, count_at, sizeof count);
+    count_at += sizeof count;
+    left -= count;
+    if (left < 0 || (owner == world.rank && count != static_cast<std::uint32_t>(announced))) return false;
+    const auto experts = static_cast<std::uint32_t>(partition.count(owner));
+    for (; count > 0; --count, entries += sizeof(Entry)) {
+      Entry entry;
+      std::memcpy(&entry, entries, sizeof entry);
+      if (entry.token >= header.num_rows || entry.local_expert >= experts) return false;
+    }
+  }
+  return left == 0;
+}
+
 /// Before anything in the message is used as an index.
-void AllToAll::Impl::check_message(std::int32_t source) {
+void AllToAll::Impl::check_message(std::int32_t source, std::int32_t announced) {
   const std::byte* slot = landing_slot(world.rank, source);
   LandingHeader header;
   std::memcpy(&header, slot, sizeof header);
-  std::int64_t entries = 0;
-  for (std::size_t i = 0; i < crossings.covered(world.rank).size(); ++i) {
-    std::uint32_t count = 0;
-    std::memcpy(&count, slot + sizeof header + 4 * i, sizeof count);
-    entries += count;
-  }
-  const bool possible = header.num_rows <= plan.landing_rows && entries == header.num_entries &&
-                        entries <= plan.landing_entries && header.return_base >= 0 &&
-                        header.return_base <= config.max_tokens * config.top_k;
+  const std::int64_t entries = header.num_entries;
+  const bool possible = plausible(slot, announced);
   bool sound = possible;
   if (possible && config.check_messages) {
     std::uint64_t checksum = hash_bytes(kHashSeed, &epoch, sizeof epoch);
@@ -178,7 +197,7 @@ void AllToAll::Impl::land_messages(Deadline until) {
     const std::uint64_t seen_word =
         wait(plan.announce_offset + source * plan.announce_stride, word(0), until, source, Half::dispatch);
     arrived[at(source)] = static_cast<std::int32_t>(seen_word & 0xffffffffU);
-    check_message(source);
+    check_message(source, arrived[at(source)]);
     const std::byte* count = landing_slot(world.rank, source) + sizeof(LandingHeader);
     for (const std::int32_t owner : crossings.covered(world.rank)) {
       std::uint32_t entries = 0;

@@ -54,6 +54,12 @@ void AllToAll::Impl::await_announcements(Deadline until) {
 }
 
 void AllToAll::Impl::end_void_step(const Error& error) {
+  if (membership != nullptr) {
+    // All survivors leave this step in the same way, and with the exchange nobody reads its announcements any more.
+    commit_step();
+    stage = Stage::idle;
+    throw error;
+  }
   for (std::int32_t step = 1; step <= world.size; ++step) {
     const std::int32_t peer = (world.rank + step) % world.size;
     if (!lives(peer)) continue;

@@ -182,6 +182,7 @@ void AllToAll::Impl::dispatch_send(const TokenInput& input, View2<const Id> ids)
   const std::int64_t tokens = input.live_tokens != nullptr ? *input.live_tokens : input.tokens.rows;
   check_ids(input, tokens, ids);
   guarded([this] { settle_void_step(); });
+  const auto released_on_return = std::move(old_memory);
   num_tokens = tokens;
   ++epoch;
   guarded([&] { announce(ids, input); });

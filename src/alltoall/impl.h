@@ -60,6 +60,7 @@ struct AllToAll::Impl {
   std::vector<std::uint8_t> live;          ///< [R] 0 for ranks that were masked
   std::vector<std::int32_t> homes;         ///< [R], or empty: all ranks reach each other's memory
   std::unique_ptr<Membership> membership;  ///< With a mask
+  std::vector<std::byte> old_out;  ///< [M, H] of out_dtype with a mask: what an accumulating step began with
   ExpertPartition partition;
   SlotLayout slots;
   Crossings crossings;
@@ -76,6 +77,8 @@ struct AllToAll::Impl {
     Workspace& operator=(const Workspace&) = delete;
     Transport& transport;
   } buffer;
+  /// Before a loss that the step survived: rows that the caller still holds pointers to. Until the next dispatch_send.
+  std::unique_ptr<Workspace> old_memory;
   std::vector<std::byte*>
       peers;  ///< [R] base of every rank's buffer in this address space, null across homes
 
@@ -232,7 +235,8 @@ struct AllToAll::Impl {
   std::uint64_t replica_hash(const TokenInput& input) const;
 
   [[nodiscard]] const std::byte* landing_slot(std::int32_t landing, std::int32_t source) const;
-  void check_message(std::int32_t source);
+  void check_message(std::int32_t source, std::int32_t announced);
+  [[nodiscard]] bool plausible(const std::byte* slot, std::int32_t announced) const;
   void land_messages(Deadline until);
   void find_arrival(std::int32_t source);
   [[nodiscard]] std::uint64_t message_checksum(const std::byte* message, std::int64_t entries,

@@ -42,25 +42,26 @@ void AllToAll::Impl::move_to_new_memory() {
   // The survivors are all here, unless one more is lost; that must not take as long as a first start may.
   setup_deadline = std::min<std::chrono::milliseconds>(kSetupDeadline, 2 * config.deadline);
   const BufferPlan old_plan = plan;
-  SymmetricBuffer old = buffer;
-  static_cast<SymmetricBuffer&>(buffer) = {};
+  auto old = std::make_unique<Workspace>(transport);
+  std::swap(static_cast<SymmetricBuffer&>(*old), static_cast<SymmetricBuffer&>(buffer));
   try {
     collectives = transport.make_collectives(
         std::max<std::int64_t>(static_cast<std::int64_t>(sizeof(std::int64_t)) * world.size, 1),
         Clock::now() + setup_deadline);
     plan_and_allocate();
   } catch (...) {
-    if (buffer.local == nullptr) static_cast<SymmetricBuffer&>(buffer) = old;
+    // What was allocated goes with `old`; the next try, or the destructor, finds the memory from before.
+    std::swap(static_cast<SymmetricBuffer&>(*old), static_cast<SymmetricBuffer&>(buffer));
     plan = old_plan;
     throw;
   }
   if (!plan.quantise) {
-    std::memcpy(buffer.local + plan.token_offset, old.local + old_plan.token_offset,
+    std::memcpy(buffer.local + plan.token_offset, old->local + old_plan.token_offset,
                 at(config.max_tokens * plan.row_bytes));
-    std::memcpy(buffer.local + plan.token_scale_offset, old.local + old_plan.token_scale_offset,
+    std::memcpy(buffer.local + plan.token_scale_offset, old->local + old_plan.token_scale_offset,
                 at(config.max_tokens * plan.row_scale_bytes));
   }
-  transport.release(old);
+  old_memory = std::move(old);
 }
 
 void AllToAll::Impl::void_and_mask(const Error& loss) {

@@ -425,10 +425,23 @@ Membership::Membership(Transport& transport, Deadline deadline) {
     throw Error(Errc::unavailable, fmt::format("rank {}: transport {} cannot go on without a rank",
                                                transport.world().rank, transport.name()));
   }
-  impl_ = std::make_unique<Impl>(transport, deadline);
+  if (!transport.claim_membership())
+    throw Error(
+        Errc::invalid_state,
+        fmt::format(
+            "rank {}: another object decides already who is lost on this transport; one at a time may",
+            transport.world().rank));
+  try {
+    impl_ = std::make_unique<Impl>(transport, deadline);
+  } catch (...) {
+    transport.release_membership();
+    throw;
+  }
 }
 
-Membership::~Membership() = default;
+Membership::~Membership() {
+  impl_->transport.release_membership();
+}
 
 bool Membership::requested() {
   Impl& impl = *impl_;

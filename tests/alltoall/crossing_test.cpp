@@ -261,10 +261,20 @@ TEST_P(CrossingTest, SumsBeforeItCrossesWhereAskedTo) {
   });
 }
 
-TEST_P(CrossingTest, FindsDamagedMessages) {
+/// Where in the first step damage begins, and what the ranks then say of rank 1.
+struct Damage {
+  bool truncate;
+  bool in_combine;
+};
+
+class DamageTest : public testing::TestWithParam<Shape> {};
+
+TEST_P(DamageTest, IsFound) {
   const Shape shape = GetParam();
-  // Every operation with payload arrives wrong, on one rank: the messages of its first step are found.
-  for (const bool truncate : {false, true}) {
+  // Every operation with payload arrives wrong, on one rank: what it sends in its first step is found.
+  for (const Damage damage :
+       {Damage{false, false}, Damage{true, false}, Damage{false, true}, Damage{true, true}}) {
+    const bool truncate = damage.truncate;
     const auto outcomes = run_ranks({.ranks = shape.ranks}, [&](Transport& transport) {
       FaultOptions faults{.seed = 3};
       if (transport.world().rank == 1) (truncate ? faults.truncate_probability : faults.flip_probability) = 1;
@@ -276,7 +286,14 @@ TEST_P(CrossingTest, FindsDamagedMessages) {
       // Damage begins with the step: what the constructor exchanges has no checksum.
       {
         const auto counting = make_faulty(*apart, {});
-        const AllToAll made(*counting, config);
+        AllToAll made(*counting, config);
+        if (damage.in_combine) {
+          const Input input(config, transport.world().rank);
+          auto sent = made.dispatch_send(
+              {.tokens = Rows(input.tokens.data(), config.max_tokens, config.hidden, config.token_dtype)},
+              input.id_view(config));
+          static_cast<void>(made.dispatch_recv(std::move(sent)));
+        }
         faults.skip_operations = counting->operations();
       }
       const auto damaged = make_faulty(*apart, faults);
@@ -289,9 +306,12 @@ TEST_P(CrossingTest, FindsDamagedMessages) {
     for (const auto& outcome : outcomes) {
       if (outcome.code != Errc::check_failed) continue;
       ++found;
-      EXPECT_NE(outcome.message.find("from rank 1 arrived damaged"), std::string::npos) << outcome.message;
+      const char* what = damage.in_combine ? "the results from rank 1 arrived damaged"
+                                           : "the message from rank 1 arrived damaged";
+      EXPECT_NE(outcome.message.find(what), std::string::npos) << outcome.message;
     }
-    EXPECT_GT(found, 0) << (truncate ? "truncated" : "flipped");
+    EXPECT_GT(found, 0) << (truncate ? "truncated" : "flipped")
+                        << (damage.in_combine ? " results" : " tokens");
     EXPECT_NE(combined_status(outcomes), 0);
   }
 }
@@ -307,6 +327,48 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CrossingTest,
                                          Shape{6, 3, Path::hierarchical}, Shape{8, 4, Path::hierarchical},
                                          Shape{8, 8, Path::flat}),
                          shape_name);
+
+INSTANTIATE_TEST_SUITE_P(Shapes, DamageTest,
+                         testing::Values(Shape{2, 2, Path::flat}, Shape{4, 2, Path::flat},
+                                         Shape{4, 2, Path::hierarchical}, Shape{6, 3, Path::hierarchical}),
+                         shape_name);
+
+TEST(CrossingWorkspaceTest, IsWhatTheDocumentationSays) {
+  // docs/architecture.md, "Memory of an AllToAll": E 30, K 5, H 40 in bf16, M 96, 6 ranks on 3 nodes of 2.
+  const std::vector<std::int32_t> nodes = {0, 0, 1, 1, 2, 2};
+  const auto page = [](std::int64_t bytes) { return round_up(bytes, 4096); };
+  for (const Path path : {Path::flat, Path::hierarchical}) {
+    for (const bool presum : {false, true}) {
+      AllToAllConfig config = bf16_config(path);
+      config.presum = presum;
+      const std::int64_t row = kHidden * 2;
+      const std::int64_t covered = path == Path::flat ? 1 : 2;
+      const std::int64_t slots =
+          4;  // flat: the 4 ranks elsewhere; hierarchical: one rail rank of each of 2 nodes
+      const std::int64_t landings = path == Path::flat ? 4 : 2;
+      const std::int64_t entries = kTokens * std::min<std::int64_t>(5, covered * 5);
+      const std::int64_t head =
+          round_up(round_up(32 + 4 * covered, 8) + 8 * entries + (presum ? 8 * entries : 0), 128);
+      const std::int64_t slot = round_up(round_up(head + kTokens * row, 128), 128);
+      const std::int64_t arriving = 6 * kTokens * 5;
+      const std::int64_t ring =
+          std::max(std::min(std::max(kTokens * std::min<std::int64_t>(5, landings) * row, arriving * row),
+                            std::int64_t{16} << 20),
+                   head);
+      const std::int64_t expected = page((path == Path::flat ? slots : 2) * slot) + page(7 * 8) +
+                                    page(arriving * 4) + page(6 * 16) + page(kTokens * 5 * row) + page(ring);
+      EXPECT_EQ(workspace_size(config, 6, nodes).network, expected)
+          << (path == Path::flat ? "flat" : "hierarchical");
+      EXPECT_EQ(workspace_size(config, 6).network, 0);
+    }
+  }
+  on_nodes(6, 3, [&](Transport& transport) {
+    const AllToAllConfig config = bf16_config(Path::hierarchical);
+    const AllToAll object(transport, config);
+    expect(object.workspace_bytes() == workspace_size(config, 6, transport.world().nodes).total(),
+           "sizes differ");
+  });
+}
 
 TEST(CrossingConfigTest, RefusesPartialSumsWithoutWeightsOrWithReplicas) {
   on_nodes(2, 2, [](Transport& transport) {

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,6 +44,8 @@ struct Plan {
   std::int32_t ranks = 3;
   std::int32_t nodes = 1;
   bool alone = false;  ///< No rank reaches another's memory
+  bool accumulate = false;
+  bool in_place = false;  ///< Tokens in token_buffer()
   std::vector<Strike> strikes;
   AllToAllConfig config;
 };
@@ -81,6 +84,8 @@ Plan make_plan(int run, int signal) {
   config.path = dice.below(2) == 0 ? Path::flat : Path::hierarchical;
   config.check_messages = dice.below(3) == 0;
   config.check_replicas = dice.below(3) == 0;
+  plan.accumulate = dice.below(3) == 0;
+  plan.in_place = dice.below(2) == 0;
   config.on_peer_loss = PeerLoss::mask;
   config.deadline = kDeadline;
   return plan;
@@ -163,7 +168,13 @@ class SteppingRank {
       std::fill_n(tokens.begin() + t * c.hidden, c.hidden, token_of(group, step, t));
       for (std::int32_t k = 0; k < c.top_k; ++k) ids.push_back(id_of(c, group, step, t, k));
     }
-    auto sent = object_.dispatch_send({.tokens = Rows(tokens.data(), c.max_tokens, c.hidden, DType::f32)},
+    Rows given(tokens.data(), c.max_tokens, c.hidden, DType::f32);
+    if (plan_.in_place) {
+      const MutableRows buffer = object_.token_buffer();
+      std::memcpy(buffer.data, tokens.data(), tokens.size() * sizeof(float));
+      given = Rows(buffer.data, c.max_tokens, c.hidden, DType::f32);
+    }
+    auto sent = object_.dispatch_send({.tokens = given},
                                       View2<const std::int32_t>(ids.data(), c.max_tokens, c.top_k));
     const Received received = object_.dispatch_recv(std::move(sent));
     check_rows(received, step, alive);
@@ -174,13 +185,16 @@ class SteppingRank {
       for (std::int64_t h = 0; h < c.hidden; ++h) to[h] = from[h] * static_cast<float>(expert + 1);
     });
     auto back = object_.combine_send(Rows(results.data, received.starts.back(), c.hidden, DType::f32));
-    std::vector<float> out(at(c.max_tokens * c.hidden), -1);
+    // Kept over the attempts at a step: one that is void must not have added to it.
+    if (step != out_of_) sums_.assign(at(c.max_tokens * c.hidden), 7);
+    out_of_ = step;
+    std::vector<float>& out = sums_;
     const std::vector<float> weights(at(c.max_tokens * c.top_k), 0.5F);
     object_.combine_recv(std::move(back), {weights.data(), c.max_tokens, c.top_k},
-                         {out.data(), c.max_tokens, c.hidden, DType::f32});
+                         {out.data(), c.max_tokens, c.hidden, DType::f32}, plan_.accumulate);
     for (std::int64_t i = 0; i < c.max_tokens * c.hidden; ++i) {
       const std::int64_t t = i / c.hidden;
-      float want = 0;
+      float want = plan_.accumulate ? 7.0F : 0.0F;
       for (std::int32_t k = 0; k < c.top_k; ++k) {
         const std::int32_t expert = id_of(c, group, step, t, k);
         if (alive[at(partition.owner(expert))] != 0)
@@ -249,6 +263,8 @@ class SteppingRank {
   const SharedDiary& diary_;
   std::int32_t rank_;
   AllToAll object_;
+  std::vector<float> sums_;
+  std::int64_t out_of_ = -1;
 };
 
 void run_once(int run, int signal) {

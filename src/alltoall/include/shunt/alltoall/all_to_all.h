@@ -90,6 +90,8 @@ class AllToAll {
   /// from dispatch_send until this rank's combine_recv returns. Without quantisation only (else [0, H]).
   [[nodiscard]] MutableRows token_buffer() noexcept;
   /// Symmetric scales [M, ceil(H / scale_block)] that belong to token_buffer(), for tokens that are already fp8; or null.
+  /// With on_peer_loss = mask ask for both and for expert_output() anew in every step: a loss moves them, and what they
+  /// pointed to lives only until the next dispatch_send returns.
   [[nodiscard]] void* token_scales() noexcept;
 
   /// Starts moving tokens [T, H] to expert_ids [T, K]; id -1 skips that k. T is free per group and may be 0 (then both

@@ -65,7 +65,7 @@ struct AllToAllConfig {
   PaddingRows padding = PaddingRows::untouched;
   Delivery delivery = Delivery::rows;
   Movement movement = Movement::automatic;
-  /// For Movement::automatic: from how many bytes in flight on the machine (one pair's bytes times R * R) rows are pushed, and
+  /// For Movement::automatic where all ranks reach each other's memory (else rows are pulled): from how many bytes in flight on the machine (one pair's bytes times R * R) rows are pushed, and
   /// pushed with streaming stores. -1: the constructor measures both; giving both spares its time.
   std::int64_t push_from_bytes = -1;
   std::int64_t stream_from_bytes = -1;
@@ -80,6 +80,7 @@ struct AllToAllConfig {
   /// weight 1, in rank or node order, after the rows that were reached by load. Fewer bytes, other rounding.
   /// Needs TokenInput::weights; dp_size 1.
   bool presum = false;
+  /// With a mask every step ends with one more exchange, and only one such object may live on a transport at a time.
   PeerLoss on_peer_loss = PeerLoss::fail;
   /// Rows, announcements and results that cross by put carry a checksum; a difference raises check_failed
   /// naming source, step and phase, and the object is dead.
@@ -89,7 +90,9 @@ struct AllToAllConfig {
   bool record_waits = false;     ///< Fill wait_ns() and step_times(); costs some clock reads per call
   bool check_replicas = false;   ///< Compare a hash of ids and tokens within each group; a difference raises
                                  ///< invalid_argument on every rank in dispatch_recv and voids the step
-  std::chrono::milliseconds deadline{30'000};  ///< Longest wait inside one half; > 0
+  /// Longest wait for a peer's signal inside one half; > 0. Through a landing rank half as long again. How long a put may
+  /// wait for room is the transport's affair (LaunchOptions::stall_deadline, which should not be longer).
+  std::chrono::milliseconds deadline{30'000};
 };
 
 /// Bytes of symmetric memory that one rank of R needs, each part and the sum. See docs/architecture.md for

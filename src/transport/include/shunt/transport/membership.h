@@ -24,7 +24,8 @@ struct Agreement {
 class Membership {
  public:
   /// Collective among all ranks, before anything is lost.
-  /// Errors: Errc::unavailable where the transport is not maskable.
+  /// Errors: Errc::unavailable where the transport is not maskable; Errc::invalid_state where another Membership of it
+  ///         lives: two would leave different ranks out.
   Membership(Transport& transport, Deadline deadline);
   ~Membership();
   Membership(const Membership&) = delete;

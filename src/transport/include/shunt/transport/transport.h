@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <shunt/transport/world.h>
@@ -114,6 +115,10 @@ class Transport {
     return !excluded_.empty() && excluded_[static_cast<std::size_t>(rank)] != 0;
   }
 
+  /// Whether nobody else decides here who is lost; Membership claims this for its life.
+  [[nodiscard]] bool claim_membership() noexcept { return !std::exchange(membership_claimed_, true); }
+  void release_membership() noexcept { membership_claimed_ = false; }
+
   /// Collective. Collectives over this transport; an implementation with better ones of its own overrides
   /// this.
   virtual std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline);
@@ -122,6 +127,9 @@ class Transport {
   explicit Transport(const World& world) : world_(world) {}
   World world_;
   std::vector<std::uint8_t> excluded_ = {};  ///< [R], or empty: nobody is
+
+ private:
+  bool membership_claimed_ = false;
 };
 
 }  // namespace shunt
