@@ -186,6 +186,7 @@ struct Prepared {
 };
 
 void prepare(Prepared& ready, AllToAllBenchOptions& options, const Job& job) {
+  job.check_nodes(options.nodes);
   if (!options.input.empty()) {
     std::int32_t experts = options.num_experts;
     if (experts == 0 && options.presets.size() == 1)

@@ -316,9 +316,14 @@ class PointRun {
       add_crossed(crossing.result_bytes, verdicts[r].crossed.results, r == 0);
       add_crossed(crossing.message_bytes, verdicts[r].crossed.messages, r == 0);
     }
-    if (crossing.row_bytes < 0 || crossing.row_bytes == crossing.counted_row_bytes) return {};
-    return fmt::format("{} bytes of rows crossed between nodes; the expert choices ask for {}",
-                       crossing.row_bytes, crossing.counted_row_bytes);
+    if (crossing.row_bytes >= 0 && crossing.row_bytes != crossing.counted_row_bytes)
+      return fmt::format("{} bytes of rows crossed between nodes; the expert choices ask for {}",
+                         crossing.row_bytes, crossing.counted_row_bytes);
+    if (crossing.result_bytes >= 0 && crossing.counted_result_bytes >= 0 &&
+        crossing.result_bytes != crossing.counted_result_bytes)
+      return fmt::format("{} bytes of results crossed between nodes; the expert choices ask for {}",
+                         crossing.result_bytes, crossing.counted_result_bytes);
+    return {};
   }
 
   void verify_again(std::size_t i) {

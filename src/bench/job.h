@@ -27,6 +27,9 @@ class Job {
   /// Processes of the job on this machine that each hold what a process holds; 1 where that is not known.
   [[nodiscard]] std::int32_t processes_here() const noexcept { return processes_here_; }
 
+  /// Errors: Errc::invalid_argument where virtual nodes are asked for and the ranks do not start here.
+  void check_nodes(std::int32_t nodes) const;
+
   std::vector<RankOutcome> run(const LaunchOptions& options, const std::function<int(Transport&)>& body);
 
  private:

@@ -215,6 +215,26 @@ struct Runner {
   }
 };
 
+/// Rows bear the name of the transport that was measured. Where that is not the one asked for, `notes` says so; where
+/// two that were asked for are the same one, their samples would mix. `resolved`: measured -> asked for, of the turns
+/// before.
+/// Errors: Errc::invalid_argument, on every process alike.
+void note_resolved(const std::string& asked, const TransportWorld& world,
+                   std::map<std::string, std::string>& resolved, std::vector<std::string>& notes) {
+  const auto [at, added] = resolved.try_emplace(world.transport, asked);
+  if (at->second != asked)
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("--transport: \"{}\" and \"{}\" are both {} where {} ranks are on {} node{}; "
+                    "allowed: names of different transports{}",
+                    at->second, asked, world.transport, world.ranks, world.nodes, world.nodes == 1 ? "" : "s",
+                    world.nodes == 1 ? " (--nodes 2 pretends that there are two nodes)" : ""));
+  if (added && asked != "auto" && asked != world.transport)
+    notes.push_back(
+        fmt::format("{}: all ranks are on one node, so {} carries what they exchange, and that is measured",
+                    asked, world.transport));
+}
+
 std::string record_lines(const TransportBenchReport& report, const TransportBenchOptions& options,
                          const PlacementThresholds& thresholds, const std::vector<std::string>& command) {
   Record context = context_record(command);
@@ -244,18 +264,27 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
   TransportBenchReport report;
   report.leads = job.leads();
   const BenchOutput output = report.leads ? caller : BenchOutput{};
-  const std::vector<std::string> ops = settle_transport_options(options, report.notes);
-  if (options.transports.empty()) options.transports = {"auto"};
   const char* const master = explicit_ranks ? nullptr : get("MASTER_ADDR");
   Refusal refusal;
+  std::vector<std::string> ops;
   std::unique_ptr<Files> files;
   try {
+    job.check_nodes(options.nodes);
+    ops = settle_transport_options(options, report.notes);
     files = std::make_unique<Files>(options, report.leads);
   } catch (const Error& error) {
     // The others wait for this process already: they must meet it to learn why.
     if (job.local()) throw;
     refusal = {error.code(), error.what()};
+    // Whatever was refused: with these it can be said.
+    options.deadline_ms = std::max(options.deadline_ms, std::int64_t{1000});
+    for (const std::string& name : options.transports)
+      if (name != "shm" && name != "mpi" && name != "ofi") {
+        options.transports = {"auto"};
+        break;
+      }
   }
+  if (options.transports.empty()) options.transports = {"auto"};
   Runner runner{.options = options,
                 .job = job,
                 .master_addr = master == nullptr ? "" : master,
@@ -264,6 +293,7 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
                 .thresholds = vendor_thresholds(read_host_info().cpu_vendor)};
 
   Collector collector(report);
+  std::map<std::string, std::string> resolved;
   const auto start = Clock::now();
   const auto several = static_cast<std::int64_t>(options.transports.size());
   const std::int64_t turns = several == 1 ? 1 : std::min(kTurns, options.rounds);
@@ -286,6 +316,7 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
         const double left = (options.max_seconds - used) / static_cast<double>(turns * several - done);
         const TurnResult result =
             runner.run(name, turn, (options.rounds + turns - 1) / turns, std::max(0.05, left));
+        note_resolved(name, result.world, resolved, report.notes);
         collector.add(result);
       }
   } catch (const RankFailure&) {

@@ -11,6 +11,7 @@
 #include <shunt/bench/verify.h>
 #include <shunt/core/error.h>
 #include <shunt/core/random.h>
+#include <shunt/core/record.h>
 
 #include "archive.h"
 #include "probe.h"
@@ -92,7 +93,9 @@ std::vector<OptionHash> hash_options(const TransportBenchOptions& options,
     const std::string text = fmt::format("{}", value);
     return hash_bytes(text.data(), static_cast<std::int64_t>(text.size()));
   };
-  return {{"--min-bytes", hash(options.min_bytes)},
+  return {{"program (version and git revision)", hash(fmt::format("{} {}", version(), git_revision()))},
+          {"--provider", hash(options.provider)},
+          {"--min-bytes", hash(options.min_bytes)},
           {"--max-bytes", hash(options.max_bytes)},
           {"--factor", hash(options.factor)},
           {"--ops", hash(fmt::format("{}", fmt::join(ops, ",")))},

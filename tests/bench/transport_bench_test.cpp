@@ -92,6 +92,31 @@ TEST(TransportBenchTest, RefusesWhatCannotBeMeasured) {
   expect_refused([](auto& o) { o.window = 0; }, "--window is 0");
 }
 
+TEST(TransportBenchTest, RefusesTwoNamesOfOneTransport) {
+  expect_refused(
+      [](auto& o) {
+        o.ranks = 2, o.transports = {"shm", "auto"};
+      },
+      "\"shm\" and \"auto\" are both shm where 2 ranks are on 1 node");
+}
+
+TEST(TransportBenchTest, SaysWhereAnotherTransportWasMeasured) {
+  const std::vector<TransportInfo> known = transport_registry();
+  if (std::none_of(known.begin(), known.end(),
+                   [](const TransportInfo& info) { return info.name == "ofi" && info.available; }))
+    GTEST_SKIP() << "no libfabric here";
+  TransportBenchOptions options = small_options();
+  options.ranks = 2;
+  options.transports = {"ofi"};
+  options.ops = {"put_latency"};
+  const TransportBenchReport report = run(options);
+  ASSERT_EQ(report.worlds.size(), 1U);
+  EXPECT_EQ(report.worlds[0].transport, "shm");
+  EXPECT_TRUE(std::any_of(report.notes.begin(), report.notes.end(), [](const std::string& note) {
+    return note.starts_with("ofi: all ranks are on one node");
+  }));
+}
+
 TEST(TransportBenchTest, MeasuresEveryOperationOfOneToEightRanks) {
   const std::vector<std::string>& ops = transport_operations();
   for (const std::int32_t ranks : {1, 2, 3, 8}) {

@@ -170,6 +170,19 @@ TEST_F(LaunchTest, NamesTheRankWhoseOptionsDiffer) {
   EXPECT_EQ(files(), 0U);
 }
 
+TEST_F(LaunchTest, RefusesPretendedNodesInAJob) {
+  if (!has_transport("ofi")) GTEST_SKIP() << "no transport ofi here";
+  for (const char* benchmark : {"alltoall", "transport"}) {
+    SCOPED_TRACE(benchmark);
+    const auto ended = run_job({{node("0", "2", "1")}, {node("1", "2", "1")}},
+                               {"bench", benchmark, "--nodes", "2", "--max-seconds", "2"}, folder_);
+    for (const Ended& one : ended) EXPECT_EQ(one.status, 2) << one.err;
+    EXPECT_NE(ended[0].err.find("--nodes is 2, but these ranks are a job"), std::string::npos)
+        << ended[0].err;
+    EXPECT_EQ(files(), 0U);
+  }
+}
+
 TEST_F(LaunchTest, TellsAllWhatOneNodeRefuses) {
   if (!has_transport("ofi")) GTEST_SKIP() << "no transport ofi here";
   const auto ended =

@@ -104,6 +104,13 @@ TorchPython torch_python() {
   return at->second;
 }
 
+/// "cpu" or "cuda"; empty where SHUNT_TORCH_DEVICE is something else.
+std::string torch_device() {
+  const char* const given = std::getenv("SHUNT_TORCH_DEVICE");
+  const std::string_view device = given == nullptr || *given == '\0' ? "cpu" : given;
+  return device == "cpu" || device == "cuda" ? std::string(device) : std::string();
+}
+
 /// Where the arrays lie in the shared memory of a rank and its process.
 struct Layout {
   Layout(const Workload& workload, std::int32_t rank) {
@@ -236,17 +243,15 @@ class TorchMethod final : public Method {
   void start(const World& world, const PeerNetwork& network) {
     const Point& point = workload_.point();
     const double timeout_s = std::max(1.0, static_cast<double>(deadline_.count()) / 2e3);
-    const char* const device = std::getenv("SHUNT_TORCH_DEVICE");
     const std::string text = fmt::format(
         R"({{"rank":{},"ranks":{},"local_rank":{},"dp_size":{},"device":"{}","experts":{},"topk":{},"hidden":{},)"
         R"("tokens":{},"in_dtype":"{}","out_dtype":"{}","arriving":{},"timeout_s":{},"interface":"{}",)"
         R"("address":"{}","at":{{"x":{},"scales":{},"ids":{},"weights":{},"rows":{},"row_scales":{},)"
         R"("combined":{}}}}})",
-        rank_, world.size, world.local_rank, point.dp_size,
-        device != nullptr && std::string_view(device) == "cuda" ? "cuda" : "cpu", point.num_experts,
-        point.top_k, point.hidden, tokens(), dtype_name(point.in_dtype), dtype_name(point.out_dtype),
-        arriving_, timeout_s, network.interface, network.root_address, layout_.x, layout_.scales, layout_.ids,
-        layout_.weights, layout_.rows, layout_.row_scales, layout_.combined);
+        rank_, world.size, world.local_rank, point.dp_size, torch_device(), point.num_experts, point.top_k,
+        point.hidden, tokens(), dtype_name(point.in_dtype), dtype_name(point.out_dtype), arriving_, timeout_s,
+        network.interface, network.root_address, layout_.x, layout_.scales, layout_.ids, layout_.weights,
+        layout_.rows, layout_.row_scales, layout_.combined);
     // -B: no compiled files beside the sources, which an installation may not allow.
     process_ = std::make_unique<HelperProcess>(
         std::vector<std::string>{torch_python().program, "-B", peers_directory() + "/torch_alltoall.py",
@@ -359,6 +364,8 @@ class TorchMethod final : public Method {
 }  // namespace
 
 std::string torch_unavailable() {
+  if (torch_device().empty())
+    return fmt::format("SHUNT_TORCH_DEVICE is \"{}\"; allowed: cpu, cuda", std::getenv("SHUNT_TORCH_DEVICE"));
   return torch_python().reason;
 }
 

@@ -66,7 +66,7 @@ class Method {
   [[nodiscard]] virtual std::span<std::byte> own_tokens() { return {}; }
   [[nodiscard]] const InnerTimes& inner_times() const noexcept { return inner_; }
   /// Begin and end of the phase just done, in nanoseconds of the steady clock, for a method that works in
-  /// another process and measures there; {0, 0}: the harness's own stamps around the call count.
+  /// another process and measures there, or tidies up before it returns; {0, 0}: the harness's own stamps around the call count.
   struct Span {
     std::int64_t begin_ns = 0;
     std::int64_t end_ns = 0;
