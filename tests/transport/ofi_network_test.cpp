@@ -335,7 +335,7 @@ TEST_P(OfiNetworkTest, NamesAPeerThatTakesNothing) {
           self.network.quiet();
         } catch (const Error& error) {
           message = error.what();
-          require(error.code() == Errc::timeout, message);
+          require(error.code() == Errc::timeout && error.peer() == 1, message);
         }
         std::atomic_ref(*done).store(1);
         require(message.find("rank 0: timed out after ") == 0 &&
@@ -393,6 +393,7 @@ TEST_P(OfiNetworkTest, NamesAKilledPeerAndGoesOnWithoutIt) {
           }
         } catch (const Error& error) {
           message = error.what();
+          require(error.peer() == 2, message + ": peer() is " + std::to_string(error.peer()));
         }
         require(message.find("rank " + std::to_string(self.rank) + ": ") == 0 &&
                     message.find("rank 2") != std::string::npos,

@@ -175,6 +175,13 @@ void OfiNetwork::exchange_addresses(Bootstrap& bootstrap, Deadline deadline) {
                       world_.rank, mine.provider.data(), delivery_name(fabric_.delivery()),
                       other.provider.data(), delivery_name(static_cast<Delivery>(other.delivery)), rank));
     }
+    if (other.address_bytes < 1 || other.address_bytes > static_cast<std::int32_t>(other.address.size())) {
+      throw Error(Errc::unavailable,
+                  fmt::format("rank {}: libfabric: rank {} says that its address has {} bytes; 1 to {} are "
+                              "allowed",
+                              world_.rank, rank, other.address_bytes, other.address.size()),
+                  static_cast<std::int32_t>(rank));
+    }
     peers_[rank].address =
         fabric_.insert({other.address.data(), static_cast<std::size_t>(other.address_bytes)});
   }
@@ -203,14 +210,16 @@ void OfiNetwork::connect(Deadline deadline) {
       throw Error(Errc::timeout,
                   fmt::format("rank {}: timed out after {} ms waiting for rank {} in start (provider {})",
                               world_.rank, std::chrono::round<std::chrono::milliseconds>(now - start).count(),
-                              awaited, fabric_.provider()));
+                              awaited, fabric_.provider()),
+                  awaited);
     }
     if (const std::int32_t gone = bootstrap_.lost(); gone >= 0) {
       throw Error(
           Errc::peer_lost,
           fmt::format("rank {}: lost rank {} (its process or connection ended) while waiting for rank "
                       "{} in start",
-                      world_.rank, gone, awaited));
+                      world_.rank, gone, awaited),
+          gone);
     }
     std::this_thread::sleep_for(50us);
   }
@@ -597,12 +606,15 @@ void OfiNetwork::throw_stalled(std::int32_t rank, Clock::duration waited) const 
   throw Error(
       Errc::timeout,
       fmt::format("rank {}: timed out after {} ms waiting for rank {} in put (provider {})", world_.rank,
-                  std::chrono::round<std::chrono::milliseconds>(waited).count(), rank, fabric_.provider()));
+                  std::chrono::round<std::chrono::milliseconds>(waited).count(), rank, fabric_.provider()),
+      rank);
 }
 
 void OfiNetwork::throw_lost(std::int32_t rank, std::int32_t awaited, const std::string& how) const {
-  throw Error(Errc::peer_lost, fmt::format("rank {}: lost rank {} ({}: {}) while waiting for rank {} in put",
-                                           world_.rank, rank, fabric_.provider(), how, awaited));
+  throw Error(Errc::peer_lost,
+              fmt::format("rank {}: lost rank {} ({}: {}) while waiting for rank {} in put", world_.rank,
+                          rank, fabric_.provider(), how, awaited),
+              rank);
 }
 
 }  // namespace shunt::ofi
