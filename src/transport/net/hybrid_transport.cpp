@@ -85,8 +85,11 @@ HybridTransport::HybridTransport(shm::Segment& segment, Bootstrap& bootstrap,
 
 HybridTransport::~HybridTransport() {
   take_leave();
-  for (std::size_t id = 0; id < entries_.size(); ++id) {
-    if (entries_[id].node_part.id >= 0) network_->withdraw(static_cast<std::int32_t>(id));
+  for (std::size_t mask = 0; mask < entries_.size(); ++mask) {
+    for (std::size_t at = 0; at < entries_[mask].size(); ++at) {
+      if (entries_[mask][at].node_part.id >= 0)
+        network_->withdraw(static_cast<std::int32_t>(mask) * kIdsPerMask + static_cast<std::int32_t>(at));
+    }
   }
   control_.reset();
   // Before the memory that it writes to.
@@ -195,27 +198,49 @@ SymmetricBuffer HybridTransport::allocate(std::int64_t bytes, const char* what, 
 
   // Every rank takes part in the second exchange whatever happens here, so that all end alike.
   const std::int32_t id = next_id_++;
+  if (next_id_ % kIdsPerMask == 0) {
+    throw Error(Errc::out_of_memory,
+                fmt::format("rank {}: {}: symmetric memory was allocated {} times without a rank being "
+                            "excluded; no more are allowed",
+                            world_.rank, what, kIdsPerMask - 1));
+  }
   Share share;
   SymmetricBuffer part;
+  bool exposed = false;
   std::optional<Error> failure;
   try {
     part = node_->allocate(bytes, what, deadline);
     share.name = network_->expose(id, part.local, bytes);
+    exposed = true;
   } catch (const Error& error) {
     if (error.code() == Errc::timeout || error.code() == Errc::peer_lost) throw;
     share.error = 1 + static_cast<std::int32_t>(error.code());
     failure = error;
   }
   std::vector<Share> shares(ranks);
-  control_->exchange(&share, sizeof share, shares.data(), deadline, "allocate");
+  const auto give_back = [&] {
+    if (exposed) network_->withdraw(id);
+    if (part.id >= 0) node_->release(part);
+  };
+  try {
+    control_->exchange(&share, sizeof share, shares.data(), deadline, "allocate");
+  } catch (...) {
+    // Others may hold the whole of it and put here, until all have excluded who is missing.
+    if (exposed) {
+      entry_for(id).node_part = part;
+      abandoned_.push_back(id);
+    } else {
+      give_back();
+    }
+    throw;
+  }
   const auto failed = [&](std::int32_t rank) {
     return !excluded(rank) && shares[static_cast<std::size_t>(rank)].error != 0;
   };
   std::int32_t bad = 0;
   while (bad < world_.size && !failed(bad)) ++bad;
   if (bad < world_.size) {
-    if (!failure.has_value()) network_->withdraw(id);
-    if (part.id >= 0) node_->release(part);
+    give_back();
     if (failure.has_value()) throw *failure;
     throw Error(static_cast<Errc>(shares[static_cast<std::size_t>(bad)].error - 1),
                 fmt::format("rank {}: {}: rank {} could not get its {}", world_.rank, what, bad,
@@ -225,23 +250,38 @@ SymmetricBuffer HybridTransport::allocate(std::int64_t bytes, const char* what, 
   names.reserve(ranks);
   for (const Share& one : shares) names.push_back(one.name);
   network_->admit(id, names);
-  entries_.resize(static_cast<std::size_t>(id) + 1);
-  entries_.back().node_part = part;
+  entry_for(id).node_part = part;
+  for (const std::int32_t old : abandoned_) {
+    network_->withdraw(old);
+    node_->release(entry_at(old).node_part);
+  }
+  abandoned_.clear();
   return {.local = part.local, .bytes = bytes, .id = id};
+}
+
+HybridTransport::Entry& HybridTransport::entry_for(std::int32_t id) {
+  const auto mask = static_cast<std::size_t>(id / kIdsPerMask);
+  const auto at = static_cast<std::size_t>(id % kIdsPerMask);
+  if (entries_.size() <= mask) entries_.resize(mask + 1);
+  if (entries_[mask].size() <= at) entries_[mask].resize(at + 1);
+  return entries_[mask][at];
 }
 
 void HybridTransport::release(SymmetricBuffer& buffer) noexcept {
   if (entry_of(buffer) != nullptr) {
     network_->withdraw(buffer.id);
-    node_->release(entries_[static_cast<std::size_t>(buffer.id)].node_part);
+    node_->release(entry_at(buffer.id).node_part);
   }
   buffer = {};
 }
 
 const HybridTransport::Entry* HybridTransport::entry_of(const SymmetricBuffer& buffer) const noexcept {
-  const auto at = static_cast<std::size_t>(buffer.id);
-  if (buffer.id < 0 || at >= entries_.size() || entries_[at].node_part.id < 0) return nullptr;
-  return &entries_[at];
+  if (buffer.id < 0) return nullptr;
+  const auto mask = static_cast<std::size_t>(buffer.id / kIdsPerMask);
+  const auto at = static_cast<std::size_t>(buffer.id % kIdsPerMask);
+  if (mask >= entries_.size() || at >= entries_[mask].size()) return nullptr;
+  const Entry& entry = entries_[mask][at];
+  return entry.node_part.id < 0 ? nullptr : &entry;
 }
 
 std::byte* HybridTransport::peer_pointer(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
@@ -301,8 +341,7 @@ void HybridTransport::put(const SymmetricBuffer& buffer, std::int32_t peer, std:
   if (is_remote(peer)) {
     over_network(peer, "put", [&] { network_->put(peer, buffer.id, offset, from, bytes); });
   } else {
-    node_->put(entries_[static_cast<std::size_t>(buffer.id)].node_part,
-               local_of_[static_cast<std::size_t>(peer)], offset, from, bytes);
+    node_->put(entry_at(buffer.id).node_part, local_of_[static_cast<std::size_t>(peer)], offset, from, bytes);
   }
 }
 
@@ -316,8 +355,8 @@ void HybridTransport::put_signal(const SymmetricBuffer& buffer, std::int32_t pee
     over_network(peer, "put",
                  [&] { network_->put_signal(peer, buffer.id, offset, from, bytes, signal_offset, value); });
   } else {
-    node_->put_signal(entries_[static_cast<std::size_t>(buffer.id)].node_part,
-                      local_of_[static_cast<std::size_t>(peer)], offset, from, bytes, signal_offset, value);
+    node_->put_signal(entry_at(buffer.id).node_part, local_of_[static_cast<std::size_t>(peer)], offset, from,
+                      bytes, signal_offset, value);
   }
 }
 
@@ -328,8 +367,8 @@ void HybridTransport::signal(const SymmetricBuffer& buffer, std::int32_t peer, s
   if (is_remote(peer)) {
     over_network(peer, "put", [&] { network_->signal(peer, buffer.id, signal_offset, value); });
   } else {
-    node_->signal(entries_[static_cast<std::size_t>(buffer.id)].node_part,
-                  local_of_[static_cast<std::size_t>(peer)], signal_offset, value);
+    node_->signal(entry_at(buffer.id).node_part, local_of_[static_cast<std::size_t>(peer)], signal_offset,
+                  value);
   }
 }
 
@@ -375,6 +414,8 @@ void HybridTransport::exclude(std::span<const std::int32_t> ranks) {
     excluded_[static_cast<std::size_t>(rank)] = 1;
     node_->waiter().forget(rank);
   }
+  // Survivors may have begun another number of allocations before they saw the loss.
+  next_id_ = (next_id_ / kIdsPerMask + 1) * kIdsPerMask;
   network_->exclude(ranks);
   bootstrap_.exclude(ranks);
   control_->exclude(ranks);

@@ -56,6 +56,8 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   };
   struct Request;
   struct Share;
+  /// So that ids agree on all survivors after each call of exclude(), whatever they did before it.
+  static constexpr std::int32_t kIdsPerMask = 1 << 20;
 
   // WaitHelper
   void progress() override;
@@ -68,6 +70,11 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   void inquire(std::int32_t doubtful) noexcept override;
   void answer(std::uint64_t notice) noexcept override;
 
+  [[nodiscard]] Entry& entry_for(std::int32_t id);
+  /// Of an id that is there already.
+  [[nodiscard]] Entry& entry_at(std::int32_t id) noexcept {
+    return entries_[static_cast<std::size_t>(id / kIdsPerMask)][static_cast<std::size_t>(id % kIdsPerMask)];
+  }
   [[nodiscard]] const Entry* entry_of(const SymmetricBuffer& buffer) const noexcept;
   void check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, std::int64_t bytes) const;
   void check_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset) const;
@@ -87,7 +94,11 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   std::unique_ptr<Network> network_;
   std::unique_ptr<ControlRegion> control_;  ///< Null only in the constructor
   std::int32_t next_id_ = ControlRegion::kId + 1;
-  std::vector<Entry> entries_;  ///< By SymmetricBuffer::id; no id is used twice
+  /// [mask][id within it]: SymmetricBuffer::id is kIdsPerMask times the calls of exclude() before it, and the
+  /// number of the allocation since; no id is used twice.
+  std::vector<std::vector<Entry>> entries_;
+  /// Allocations that a loss broke off when others may have known them already; given back with the next.
+  std::vector<std::int32_t> abandoned_;
 };
 
 }  // namespace shunt::net
