@@ -8,6 +8,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -229,6 +230,72 @@ TEST_F(LaunchSessionTest, NamesRankZeroWhereNobodyListens) {
   });
   EXPECT_NE(reports[0].text.find("waiting for rank 0 in start at 127.0.0.1 port 4711: "), std::string::npos)
       << reports[0].text;
+}
+
+/// Says Hello as `rank` of `size` in world 1, as bootstrap/tcp_socket.h lays it out, then the bytes of `more`.
+[[nodiscard]] int impersonate(int rank, int size, const std::string& more) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(4711);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  for (int turn = 0; turn < 5000; ++turn) {
+    const int one = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(one, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+      close(one);
+      std::this_thread::sleep_for(1ms);
+      continue;
+    }
+    struct {
+      std::uint64_t magic = 0x31746e756873ULL;
+      std::uint64_t cookie = 0;
+      std::int32_t size = 0;
+      std::int32_t rank = 0;
+      std::uint32_t generation = 1;
+      std::uint32_t unused = 0;
+    } hello;
+    std::string key = "shunt";
+    for (const char* name : {"SHUNT_JOB", "SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"}) {
+      const char* value = std::getenv(name);
+      key += std::string("\n") + (value == nullptr ? "" : value);
+    }
+    hello.cookie = std::hash<std::string>{}(key);
+    hello.size = size;
+    hello.rank = rank;
+    std::string bytes(reinterpret_cast<const char*>(&hello), sizeof hello);
+    bytes += more;
+    EXPECT_EQ(send(one, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
+    return one;
+  }
+  return -1;
+}
+
+TEST_F(LaunchSessionTest, GivesUpARankThatStopsWithinAMessageAndTellsTheOthers) {
+  const auto reports = in_processes(3, [](int rank) {
+    LaunchOptions options = patient();
+    options.start_deadline = rank == 0 ? 1500ms : 20'000ms;
+    if (rank != 1) return describe(LaunchSession(rank_launch(rank, 3, 4711)).run(options, exchange));
+    // Half of a frame, and silence for longer than the deadline.
+    const int socket = impersonate(rank, 3, std::string(8, '\1'));
+    char unread[4096];
+    while (socket >= 0 && recv(socket, unread, sizeof unread, 0) > 0) {
+    }
+    return std::string("ended");
+  });
+  EXPECT_NE(reports[0].text.find("rank 0: timed out after "), std::string::npos) << reports[0].text;
+  EXPECT_NE(reports[0].text.find("waiting for rank 1 in "), std::string::npos) << reports[0].text;
+  EXPECT_EQ(reports[1].text, "ended");
+  EXPECT_NE(reports[2].text.find("rank 2: lost rank 1 ("), std::string::npos) << reports[2].text;
+}
+
+TEST_F(LaunchSessionTest, NamesTheRankThatFailsAtTheStart) {
+  const auto reports = in_processes(3, [](int rank) {
+    // What rank 1 sets is refused after the ranks have met.
+    LaunchOptions options = patient(rank == 1 ? "nonsense" : "auto");
+    return describe(LaunchSession(rank_launch(rank, 3, 4711)).run(options, exchange));
+  });
+  EXPECT_NE(reports[1].text.find("nonsense"), std::string::npos) << reports[1].text;
+  EXPECT_NE(reports[0].text.find("lost rank 1 ("), std::string::npos) << reports[0].text;
+  EXPECT_NE(reports[2].text.find("lost rank 1 ("), std::string::npos) << reports[2].text;
 }
 
 TEST_F(LaunchSessionTest, RefusesWhatDoesNotBelongToTheWorld) {

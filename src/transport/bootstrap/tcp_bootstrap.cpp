@@ -46,9 +46,10 @@ TcpBootstrap::TcpBootstrap(const TcpMeeting& meeting, Deadline deadline)
 }
 
 TcpBootstrap::~TcpBootstrap() {
-  const Frame leave{.kind = Kind::leave, .rank = meeting_.rank, .bytes = 0};
+  const bool failed = std::uncaught_exceptions() > 0;
+  const Frame leave{.kind = failed ? Kind::fail : Kind::leave, .rank = meeting_.rank, .bytes = 0};
   for (const Peer& peer : peers_) {
-    if (peer.socket >= 0)
+    if (peer.socket >= 0 && !peer.gone)
       static_cast<void>(::send(peer.socket, &leave, sizeof leave, MSG_NOSIGNAL | MSG_DONTWAIT));
   }
   close_all();
@@ -81,7 +82,6 @@ void TcpBootstrap::gather_ranks(Deadline deadline) {
       }
       std::int32_t first = 1;
       while (peers_[static_cast<std::size_t>(first)].socket >= 0) ++first;
-      tell_lost(first);
       throw_timeout(first, "start",
                     fmt::format(" (of {} ranks these did not come to {} port {}:{})", meeting_.size,
                                 meeting_.address, meeting_.port, names));
@@ -164,15 +164,17 @@ void TcpBootstrap::look(Peer& peer, std::int32_t from) noexcept {
     }
     if (got < static_cast<ssize_t>(sizeof frame) || frame.kind == Kind::data) return;
     static_cast<void>(recv(peer.socket, &frame, sizeof frame, MSG_DONTWAIT));
-    if (frame.kind == Kind::leave) peer.left = true;
+    peer.left = frame.kind == Kind::leave || frame.kind == Kind::fail;
+    peer.failed = frame.kind == Kind::fail;
     if (frame.kind == Kind::lost) told_lost_ = frame.rank;
   }
 }
 
 void TcpBootstrap::tell_lost(std::int32_t rank) noexcept {
   const Frame frame{.kind = Kind::lost, .rank = rank, .bytes = 0};
-  for (const Peer& peer : peers_) {
-    if (peer.socket >= 0 && !peer.gone && !peer.left)
+  for (std::size_t to = 0; to < peers_.size(); ++to) {
+    const Peer& peer = peers_[to];
+    if (peer.socket >= 0 && !peer.gone && !peer.left && static_cast<std::int32_t>(to) != rank)
       static_cast<void>(::send(peer.socket, &frame, sizeof frame, MSG_NOSIGNAL | MSG_DONTWAIT));
   }
 }
@@ -210,32 +212,40 @@ void TcpBootstrap::receive(std::int32_t from, void* to, std::int64_t bytes, Dead
       Frame frame;
       const ssize_t got = recv(peer.socket, &frame, sizeof frame, MSG_PEEK | MSG_DONTWAIT);
       if (got == static_cast<ssize_t>(sizeof frame) && frame.kind == Kind::data) break;
+      // Of a frame that has not come whole poll() tells again and again.
       if (got > 0 && got < static_cast<ssize_t>(sizeof frame)) tcp::pause_between_tries();
-      continue;
     }
-    if (Clock::now() >= deadline) {
-      if (meeting_.rank == 0) tell_lost(from);
-      throw_timeout(from, phase, "");
-    }
+    if (Clock::now() >= deadline) throw_timeout(from, phase, "");
   }
   Frame frame;
   if (tcp::receive_all(peer.socket, &frame, sizeof frame, deadline) != Result::done)
     throw_lost(from, from, phase);
   if (frame.bytes != bytes) {
+    if (meeting_.rank == 0) tell_lost(from);
     throw Error(Errc::internal, fmt::format("rank {}: rank {} brings {} bytes to {} and not {}",
                                             meeting_.rank, from, frame.bytes, phase, bytes));
   }
-  if (tcp::receive_all(peer.socket, to, static_cast<std::size_t>(bytes), deadline) != Result::done)
-    throw_lost(from, from, phase);
+  const Result result = tcp::receive_all(peer.socket, to, static_cast<std::size_t>(bytes), deadline);
+  if (result == Result::timed_out) throw_timeout(from, phase, " (its bytes stopped half way)");
+  if (result != Result::done) throw_lost(from, from, phase);
 }
 
 void TcpBootstrap::send(std::int32_t to, const Frame& frame, const void* payload, Deadline deadline,
                         const char* phase) {
-  const Peer& peer = peers_[static_cast<std::size_t>(to)];
-  const bool sent =
-      tcp::send_all(peer.socket, &frame, sizeof frame, deadline) == Result::done &&
-      tcp::send_all(peer.socket, payload, static_cast<std::size_t>(frame.bytes), deadline) == Result::done;
-  if (!sent) throw_lost(to, to, phase);
+  Peer& peer = peers_[static_cast<std::size_t>(to)];
+  Result result = tcp::send_all(peer.socket, &frame, sizeof frame, deadline);
+  if (result == Result::done)
+    result = tcp::send_all(peer.socket, payload, static_cast<std::size_t>(frame.bytes), deadline);
+  if (result == Result::done) return;
+  if (result == Result::timed_out) {
+    // Nothing may follow a part of a frame.
+    peer.gone = true;
+    throw_timeout(to, phase, " (it takes no more bytes)");
+  }
+  // Why it ended may have come before.
+  next_look_ = {};
+  const std::int32_t rank = lost();
+  throw_lost(rank >= 0 ? rank : to, to, phase);
 }
 
 void TcpBootstrap::allgather(const void* mine, std::int64_t bytes, void* all, Deadline deadline,
@@ -254,18 +264,24 @@ void TcpBootstrap::allgather(const void* mine, std::int64_t bytes, void* all, De
     send(rank, {.kind = Kind::data, .rank = 0, .bytes = bytes * meeting_.size}, all, deadline, phase);
 }
 
-void TcpBootstrap::throw_lost(std::int32_t rank, std::int32_t awaited, const char* phase) const {
+void TcpBootstrap::throw_lost(std::int32_t rank, std::int32_t awaited, const char* phase) {
+  // Before the farewell of rank 0, for which the others would blame it.
+  if (meeting_.rank == 0) tell_lost(rank);
+  const auto at = static_cast<std::size_t>(rank);
+  const bool failed = at < peers_.size() && peers_[at].failed;
   throw Error(Errc::peer_lost,
-              fmt::format("rank {}: lost rank {} (its connection ended) while waiting for rank "
-                          "{} in {}",
-                          meeting_.rank, rank, awaited, phase));
+              fmt::format("rank {}: lost rank {} ({}) while waiting for rank {} in {}", meeting_.rank, rank,
+                          failed ? "it ended with an error" : "its connection ended", awaited, phase),
+              rank);
 }
 
-void TcpBootstrap::throw_timeout(std::int32_t awaited, const char* phase, const std::string& more) const {
+void TcpBootstrap::throw_timeout(std::int32_t awaited, const char* phase, const std::string& more) {
+  if (meeting_.rank == 0) tell_lost(awaited);
   throw Error(Errc::timeout,
               fmt::format("rank {}: timed out after {} ms waiting for rank {} in {}{}", meeting_.rank,
                           std::chrono::round<std::chrono::milliseconds>(Clock::now() - started_).count(),
-                          awaited, phase, more));
+                          awaited, phase, more),
+              awaited);
 }
 
 }  // namespace shunt

@@ -42,7 +42,7 @@ class TcpBootstrap final : public Bootstrap {
   [[nodiscard]] std::string local_address() const override { return local_address_; }
 
  private:
-  enum class Kind : std::uint32_t { data = 1, lost, leave };
+  enum class Kind : std::uint32_t { data = 1, lost, leave, fail };
   struct Frame {
     Kind kind = Kind::data;
     std::int32_t rank = 0;
@@ -50,8 +50,9 @@ class TcpBootstrap final : public Bootstrap {
   };
   struct Peer {
     int socket = -1;
-    bool left = false;  ///< It said so
-    bool gone = false;  ///< It did not
+    bool left = false;    ///< It said so
+    bool failed = false;  ///< It left, and because of an error
+    bool gone = false;    ///< It did not say so
   };
 
   void gather_ranks(Deadline deadline);
@@ -61,8 +62,8 @@ class TcpBootstrap final : public Bootstrap {
   void receive(std::int32_t from, void* to, std::int64_t bytes, Deadline deadline, const char* phase);
   void send(std::int32_t to, const Frame& frame, const void* payload, Deadline deadline, const char* phase);
   void tell_lost(std::int32_t rank) noexcept;
-  [[noreturn]] void throw_lost(std::int32_t rank, std::int32_t awaited, const char* phase) const;
-  [[noreturn]] void throw_timeout(std::int32_t awaited, const char* phase, const std::string& more) const;
+  [[noreturn]] void throw_lost(std::int32_t rank, std::int32_t awaited, const char* phase);
+  [[noreturn]] void throw_timeout(std::int32_t awaited, const char* phase, const std::string& more);
 
   TcpMeeting meeting_;
   std::string local_address_;
