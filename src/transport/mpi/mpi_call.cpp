@@ -80,10 +80,12 @@ Communicator::~Communicator() {
   int ended = 0;
   MPI_Finalized(&ended);
   if (retired_ && ended == 0) MPI_Comm_free(&comm_);
+  // A message may still be sent from it.
+  if (!retired_) static_cast<void>(told_.release());
 }
 
 void Communicator::tell_all() {
-  if (told_ == waits_) return;
+  if (*told_ == waits_) return;
   if (tells_.empty()) {
     tells_.assign(static_cast<std::size_t>(size_), MPI_REQUEST_NULL);
   } else {
@@ -91,10 +93,11 @@ void Communicator::tell_all() {
     check(MPI_Testall(size_, tells_.data(), &done, MPI_STATUSES_IGNORE), rank_, "MPI_Testall");
     if (done == 0) return;
   }
-  told_ = waits_;
+  *told_ = waits_;
   for (std::int32_t peer = 0; peer < size_; ++peer) {
     if (peer == rank_) continue;
-    check(MPI_Isend(&told_, 1, MPI_UINT64_T, peer, kTellTag, comm_, &tells_[static_cast<std::size_t>(peer)]),
+    check(MPI_Isend(told_.get(), 1, MPI_UINT64_T, peer, kTellTag, comm_,
+                    &tells_[static_cast<std::size_t>(peer)]),
           rank_, "MPI_Isend");
   }
 }
@@ -141,7 +144,8 @@ void Communicator::wait(MPI_Request& request, Deadline deadline, const char* pha
       throw Error(
           Errc::timeout,
           fmt::format("rank {}: timed out after {} ms waiting {} in {}", rank_, milliseconds_since(start),
-                      peer < 0 ? "for the bytes of all ranks" : fmt::format("for rank {}", peer), phase));
+                      peer < 0 ? "for the bytes of all ranks" : fmt::format("for rank {}", peer), phase),
+          peer);
     }
     idle();
   }

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include <shunt/transport/transport.h>
@@ -34,6 +35,9 @@ class Communicator {
   Communicator& operator=(const Communicator&) = delete;
 
   /// Collective, before get() is used; once the communicator is there it does nothing.
+  /// Once all ranks have come it makes the one call of MPI here that blocks without a deadline,
+  /// MPI_Comm_dup: a rank that ends within it ends the job by its launcher, but one that is stopped there
+  /// keeps the others.
   /// Errors: Errc::timeout where a rank does not come.
   void join(Deadline deadline, const char* phase);
   [[nodiscard]] MPI_Comm get() const noexcept { return comm_; }
@@ -60,8 +64,9 @@ class Communicator {
   std::int32_t rank_ = 0;
   std::int32_t size_ = 1;
   bool retired_ = false;
-  std::uint64_t waits_ = 0;           ///< Collective waits begun, equal on all ranks
-  std::uint64_t told_ = 0;            ///< What the running tells say
+  std::uint64_t waits_ = 0;  ///< Collective waits begun, equal on all ranks
+  /// What the running tells say
+  std::unique_ptr<std::uint64_t> told_ = std::make_unique<std::uint64_t>(0);
   std::vector<MPI_Request> tells_;    ///< [R] or empty
   std::vector<std::uint64_t> heard_;  ///< [R] highest number of a wait that a rank said it is in
 };

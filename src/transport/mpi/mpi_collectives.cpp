@@ -42,12 +42,29 @@ MpiCollectives::MpiCollectives(Transport& transport, Communicator& communicator,
 }
 
 MpiCollectives::~MpiCollectives() {
-  drop_persistent();
+  if (!failed_) drop_persistent();
   transport_.release(memory_);
 }
 
 void MpiCollectives::drop_persistent() noexcept {
   if (persistent_ != MPI_REQUEST_NULL) MPI_Request_free(&persistent_);
+}
+
+void MpiCollectives::abandon(Call&& call, std::vector<std::byte>&& aside) {
+  struct Left {
+    Call call, last;
+    std::vector<std::byte> aside;
+    std::vector<std::int64_t> announced, heard;
+  };
+  failed_ = true;
+  // A request that is under way must not be freed; that of a broken job stays with MPI.
+  persistent_ = MPI_REQUEST_NULL;
+  static std::vector<std::unique_ptr<Left>>* const kept = new std::vector<std::unique_ptr<Left>>;
+  kept->push_back(std::make_unique<Left>(Left{.call = std::move(call),
+                                              .last = std::move(last_),
+                                              .aside = std::move(aside),
+                                              .announced = std::move(announced_),
+                                              .heard = std::move(heard_)}));
 }
 
 void MpiCollectives::barrier(std::chrono::nanoseconds timeout) {
@@ -124,6 +141,10 @@ void MpiCollectives::exchange(const char* phase, const void* send, std::span<con
                               std::span<const std::int64_t> send_bytes, void* receive,
                               std::span<const std::int64_t> receive_offsets,
                               std::span<const std::int64_t> receive_bytes, std::chrono::nanoseconds timeout) {
+  if (failed_) {
+    throw Error(Errc::invalid_state,
+                fmt::format("rank {}: {} after an error of collectives that ended them", rank_, phase));
+  }
   const Deadline deadline = deadline_after(timeout);
   const auto ranks = static_cast<std::size_t>(size_);
   std::int64_t last = 0;
@@ -143,6 +164,17 @@ void MpiCollectives::exchange(const char* phase, const void* send, std::span<con
   }
   const bool same = call == last_;
   for (std::size_t p = 0; p < ranks; ++p) announced_[p] = send_bytes[p] | (same ? 0 : kNew);
+  std::vector<std::byte> aside;
+  // Where one of the calls of MPI is not over, it may still read and write what it was given.
+  struct KeepOnError {
+    MpiCollectives& self;
+    Call& call;
+    std::vector<std::byte>& aside;
+    bool over = false;
+    ~KeepOnError() {
+      if (!over) self.abandon(std::move(call), std::move(aside));
+    }
+  } keep{.self = *this, .call = call, .aside = aside};
   MPI_Request request = MPI_REQUEST_NULL;
   check(MPI_Ialltoall(announced_.data(), 1, MPI_INT64_T, heard_.data(), 1, MPI_INT64_T, communicator_.get(),
                       &request),
@@ -162,6 +194,7 @@ void MpiCollectives::exchange(const char* phase, const void* send, std::span<con
   }
   if (difference.empty()) {
     move(call, repeated, deadline, phase);
+    keep.over = true;
     if (!repeated) last_ = std::move(call);
     return;
   }
@@ -172,9 +205,10 @@ void MpiCollectives::exchange(const char* phase, const void* send, std::span<con
     call.receive_at[p] = static_cast<int>(total);
     total += heard_[p];
   }
-  std::vector<std::byte> aside(static_cast<std::size_t>(total));
+  aside.resize(static_cast<std::size_t>(total));
   call.to = aside.data();
   move(call, false, deadline, phase);
+  keep.over = true;
   for (std::size_t p = 0; p < ranks; ++p) {
     if (heard_[p] != receive_bytes[p] || heard_[p] == 0) continue;
     std::memcpy(static_cast<std::byte*>(receive) + receive_offsets[p], aside.data() + call.receive_at[p],

@@ -51,6 +51,8 @@ class MpiCollectives final : public Collectives {
                 std::chrono::nanoseconds timeout);
   void move(const Call& call, bool repeated, Deadline deadline, const char* phase);
   void drop_persistent() noexcept;
+  /// Ends these collectives and keeps what MPI may still use for as long as the process lives.
+  void abandon(Call&& call, std::vector<std::byte>&& aside);
 
   Transport& transport_;
   Communicator& communicator_;
@@ -61,6 +63,7 @@ class MpiCollectives final : public Collectives {
   SymmetricBuffer memory_;
   Call last_;
   MPI_Request persistent_ = MPI_REQUEST_NULL;
+  bool failed_ = false;
   std::vector<std::int64_t> announced_, heard_;  ///< [R] sizes
 };
 

@@ -75,6 +75,9 @@ MpiNetwork::~MpiNetwork() {
   };
   for (Peer& peer : peers_) {
     for (MPI_Request& request : peer.receives) end(request, true);
+    int done = 0;
+    MPI_Test(&peer.acknowledging, &done, MPI_STATUS_IGNORE);
+    all_ended = all_ended && done != 0;
   }
   const std::size_t heads = peers_.size();
   // Sends cannot be cancelled everywhere; what is left of them here was not taken by a peer that failed.
@@ -85,6 +88,8 @@ MpiNetwork::~MpiNetwork() {
     static_cast<void>(peer.ring.release());
     for (Entry& entry : peer.pending) static_cast<void>(entry.discarded.release());
   }
+  // With the acknowledgements in it, which stay where they are.
+  static_cast<void>(std::make_unique<std::vector<Peer>>(std::move(peers_)).release());
   for (auto& slot : slots_) static_cast<void>(slot.release());
 }
 
@@ -168,7 +173,8 @@ void MpiNetwork::wait_until(const Peer& peer, const char* phase, const Done& don
       throw Error(Errc::timeout,
                   fmt::format("rank {}: timed out after {} ms waiting for rank {} in {}: it takes no more "
                               "bytes",
-                              rank_, milliseconds_since(start), peer.rank, phase));
+                              rank_, milliseconds_since(start), peer.rank, phase),
+                  peer.rank);
     }
   }
 }
