@@ -25,6 +25,17 @@ using shm::RankState;
 
 namespace {
 
+/// Between looks for ranks that were stopped, while none has ended.
+constexpr int kLookMilliseconds = 1000;
+/// Looks in a row, while this process itself runs, after which ranks that are all stopped are given up where
+/// others of their world are in other processes' care: those lost them long ago, and nobody can tell them so.
+constexpr int kLooksBeforeGivingUp = 120;
+
+[[nodiscard]] bool is_stopped(pid_t pid) {
+  siginfo_t info{};
+  return waitid(P_PID, static_cast<id_t>(pid), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
+}
+
 /// The forked ranks as their parent sees them.
 class Children {
  public:
@@ -57,6 +68,7 @@ class Children {
   [[noreturn]] void run_child(std::int32_t rank, pid_t parent) const;
   [[nodiscard]] bool reap(std::int32_t rank);
   void end_stopped(bool broken);
+  [[nodiscard]] bool all_stopped() const;
 
   const LocalRun& launch_;
   std::vector<Child> children_;
@@ -128,21 +140,21 @@ bool Children::reap(std::int32_t rank) {
   return true;
 }
 
+bool Children::all_stopped() const {
+  return std::all_of(children_.begin(), children_.end(),
+                     [](const Child& child) { return !child.running || is_stopped(child.pid); });
+}
+
 /// A stopped rank that the others have excluded, or of a broken world, has nobody left to answer, and would
 /// keep this process waiting for ever.
 void Children::end_stopped(bool broken) {
-  const auto stopped = [](const Child& child) {
-    siginfo_t info{};
-    return waitid(P_PID, static_cast<id_t>(child.pid), &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
-           info.si_pid != 0;
-  };
   for (std::size_t rank = 0; rank < children_.size(); ++rank) {
     if (!children_[rank].running) continue;
     RankSlot& slot = launch_.segment.slot(static_cast<std::int32_t>(rank));
     RankSlot* const node_slot = launch_.node_slot(static_cast<std::int32_t>(rank));
     const bool excluded =
         shm::load_excluded_by(slot) != 0 || (node_slot != nullptr && shm::load_excluded_by(*node_slot) != 0);
-    if (!stopped(children_[rank]) || (!broken && !excluded)) return;
+    if (!is_stopped(children_[rank].pid) || (!broken && !excluded)) return;
   }
   for (Child& child : children_) {
     if (!child.running) continue;
@@ -159,11 +171,13 @@ std::vector<RankOutcome> Children::wait() {
     all_have_process = all_have_process && child.process >= 0;
   }
   bool broken = false;
+  int looks_stopped = 0;
+  auto last_look = Clock::now();
   std::size_t running = children_.size();
   while (running > 0) {
     // Nothing tells when a rank is stopped; that matters once others have ended.
     const bool some_ended = running < children_.size();
-    poll(processes.data(), processes.size(), !all_have_process ? 5 : some_ended ? 100 : -1);
+    poll(processes.data(), processes.size(), !all_have_process ? 5 : some_ended ? 100 : kLookMilliseconds);
     for (std::int32_t rank = 0; rank < launch_.count(); ++rank) {
       const auto index = static_cast<std::size_t>(rank);
       if (!children_[index].running || !reap(rank)) continue;
@@ -171,7 +185,13 @@ std::vector<RankOutcome> Children::wait() {
       processes[index].fd = -1;
       broken = broken || outcomes_[index].exit_status != 0;
     }
-    if (running > 0 && running < children_.size()) end_stopped(broken);
+    if (running == 0) break;
+    const auto now = Clock::now();
+    if (launch_.part_of_world && now - last_look >= std::chrono::milliseconds(kLookMilliseconds)) {
+      last_look = now;
+      looks_stopped = all_stopped() ? looks_stopped + 1 : 0;
+    }
+    end_stopped(broken || looks_stopped >= kLooksBeforeGivingUp);
   }
   return outcomes_;
 }

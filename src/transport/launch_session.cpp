@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <string>
@@ -32,9 +33,10 @@ namespace {
 
 struct LaunchSession::Impl {
   Launch launch;
-  std::unique_ptr<Bootstrap> mpi;  ///< For the whole session
-  std::uint32_t generation = 0;    ///< Calls of run() so far
-  RankOutcome failure;             ///< Of this process, where it is a rank of MPI
+  std::unique_ptr<Bootstrap> mpi;               ///< For the whole session
+  std::uint32_t generation = 0;                 ///< Calls of run() so far
+  RankOutcome failure;                          ///< Of this process, where it is a rank of MPI
+  int exceptions = std::uncaught_exceptions();  ///< When the session began
 
   [[nodiscard]] TcpMeeting meeting(std::int32_t rank) const {
     return {.address = launch.master_addr,
@@ -62,6 +64,7 @@ std::vector<RankOutcome> LaunchSession::Impl::run_node(const LaunchOptions& opti
   LocalRun local{.pin = options.pin,
                  .mode = RankMode::processes,
                  .first_rank = launch.node_rank * share,
+                 .part_of_world = num_nodes > 1,
                  .segment = segment,
                  .nodes = no_other,
                  .cpus = allowed_cpus(),
@@ -141,6 +144,11 @@ LaunchSession::~LaunchSession() {
                    impl_->failure.message.c_str());
     std::fflush(nullptr);
     mpi_abort(impl_->failure.exit_status);
+  }
+  if (std::uncaught_exceptions() > impl_->exceptions) {
+    std::fprintf(stderr, "shunt: rank %d ends the job: an error outside of its runs\n", impl_->launch.rank);
+    std::fflush(nullptr);
+    mpi_abort(1);
   }
   impl_->mpi.reset();
   mpi_end();

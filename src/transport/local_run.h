@@ -16,6 +16,7 @@ struct LocalRun {
   bool pin = false;
   RankMode mode = RankMode::processes;
   std::int32_t first_rank = 0;  ///< Of the ranks started here
+  bool part_of_world = false;   ///< Other processes start ranks of the same world
   shm::Segment& segment;        ///< A slot for each rank started here
   /// Where these ranks are on several nodes: their segments, each with an equal share of the ranks in order.
   const std::vector<std::unique_ptr<shm::Segment>>& nodes;
