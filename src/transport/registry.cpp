@@ -16,10 +16,14 @@ namespace {
 }  // namespace
 
 std::vector<TransportInfo> transport_registry() {
+  std::string no_ofi = ofi_unavailable_reason();
+  std::string ofi = no_ofi.empty() ? ofi_description() : std::string{};
+  // Asked only here, in a process of its own: it takes longer than a start of ranks should wait.
+  if (no_ofi.empty() && !ofi_has_provider()) no_ofi = ofi + " on this machine";
   return {entry("shm", shm::Segment::unavailable_reason(),
                 "processes or threads of one machine over shared memory (memfd)"),
           entry("mpi", mpi_unavailable_reason(), mpi_description() + "; ranks are started by mpirun or srun"),
-          entry("ofi", ofi_unavailable_reason(), ofi_description())};
+          entry("ofi", std::move(no_ofi), std::move(ofi))};
 }
 
 }  // namespace shunt

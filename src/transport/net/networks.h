@@ -18,10 +18,13 @@ namespace shunt {
 /// Errors: Errc::unavailable with the reason, Errc::timeout, Errc::peer_lost.
 [[nodiscard]] std::unique_ptr<net::Network> make_ofi_network(Bootstrap& bootstrap, const World& world,
                                                              const LaunchOptions& options, Deadline deadline);
-/// Why there can be none here (no library in this build, no usable provider); empty where there can.
+/// Why there can be none in this build; empty where there can. Whether it finds a provider: ofi_has_provider().
 [[nodiscard]] std::string ofi_unavailable_reason();
 /// What transport ofi is here, such as "libfabric 1.17 with tcp;ofi_rxm, shm"; only where it is available.
 [[nodiscard]] std::string ofi_description();
+
+/// Whether libfabric offers a usable provider here; asks it in a forked process, once.
+[[nodiscard]] bool ofi_has_provider();
 
 /// As make_ofi_network(), between mpi_begin() and mpi_end(). `bootstrap` is the one of make_mpi_bootstrap().
 [[nodiscard]] std::unique_ptr<net::Network> make_mpi_network(Bootstrap& bootstrap, const World& world,

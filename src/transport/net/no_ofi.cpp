@@ -9,6 +9,10 @@ std::string ofi_unavailable_reason() {
   return "this build has no libfabric (package libfabric-dev, CMake option SHUNT_OFI)";
 }
 
+bool ofi_has_provider() {
+  return false;
+}
+
 std::string ofi_description() {
   return {};
 }

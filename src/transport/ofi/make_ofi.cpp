@@ -11,8 +11,21 @@ std::string ofi_unavailable_reason() {
   return {};
 }
 
-std::string ofi_description() {
+namespace {
+
+[[nodiscard]] const std::string& usable_providers() {
   static const std::string providers = ofi::list_providers();
+  return providers;
+}
+
+}  // namespace
+
+bool ofi_has_provider() {
+  return !usable_providers().empty();
+}
+
+std::string ofi_description() {
+  const std::string& providers = usable_providers();
   const std::uint32_t version = fi_version();
   return fmt::format("libfabric {}.{} with {}", FI_MAJOR(version), FI_MINOR(version),
                      providers.empty() ? "no usable provider" : providers);
