@@ -110,11 +110,12 @@ void TransportConformance::SetUp() {
       std::find(backend.ranks.begin(), backend.ranks.end(), ranks()) == backend.ranks.end()) {
     GTEST_SKIP() << "this row runs with other numbers of ranks";
   }
+  // First, since the registry asks libfabric, which opens sockets.
+  const std::string& reason = testing_support::enter_network_namespace();
+  if (!reason.empty()) GTEST_SKIP() << reason;
   for (const TransportInfo& info : transport_registry()) {
     if (info.name == backend.transport && !info.available) GTEST_SKIP() << info.reason;
   }
-  const std::string& reason = testing_support::enter_network_namespace();
-  if (!reason.empty()) GTEST_SKIP() << reason;
   if (!backend.delivery.empty()) setenv(kDelivery, backend.delivery.c_str(), 1);
 }
 

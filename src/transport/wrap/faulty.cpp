@@ -37,6 +37,7 @@ class Faulty final : public FaultyTransport {
   }
 
   [[nodiscard]] std::string_view name() const noexcept override { return inner_.name(); }
+  [[nodiscard]] std::string_view provider() const noexcept override { return inner_.provider(); }
   [[nodiscard]] Capabilities capabilities() const noexcept override { return inner_.capabilities(); }
   SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override {
     return inner_.allocate(bytes, what, deadline);
