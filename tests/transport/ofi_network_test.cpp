@@ -346,6 +346,52 @@ TEST_P(OfiNetworkTest, NamesAPeerThatTakesNothing) {
   for (const RankOutcome& outcome : outcomes) EXPECT_EQ(outcome.exit_status, 0) << outcome.message;
 }
 
+TEST_P(OfiNetworkTest, PaysForAPeerThatTakesNothingOnce) {
+  if (GetParam().settings.provider == "shm") GTEST_SKIP() << "the shm provider writes without the peer";
+  if (GetParam().settings.delivery == Delivery::words) GTEST_SKIP() << "its signals are puts";
+  const auto outcomes = run(
+      2,
+      [](Rank& self) {
+        const std::span<std::byte> memory = self.allocate(1 << 20);
+        self.offer(0, memory.data(), 1 << 20);
+        std::int32_t* done = self.counter + 1;
+        if (self.rank == 1) {
+          const Deadline end = patience();
+          while (std::atomic_ref(*done).load() == 0) {
+            require(Clock::now() < end, "rank 0 did not give up");
+            std::this_thread::sleep_for(1ms);
+          }
+          return;
+        }
+        // Each call by itself would wait for the stall deadline, which makes 50 minutes of them.
+        const auto start = Clock::now();
+        int timeouts = 0;
+        for (int turn = 0; turn < 20'000 && timeouts < 1000; ++turn) {
+          try {
+            self.network.signal(1, 0, 0, 1);
+          } catch (const Error& error) {
+            ++timeouts;
+          }
+        }
+        const auto first = Clock::now();
+        // Leaving ends with its bound even where the stall deadline has just begun.
+        self.network.end_waits_at(first + 100ms);
+        try {
+          for (int turn = 0; turn < 200; ++turn) self.network.put(1, 0, 0, memory.data(), 1 << 20);
+          self.network.quiet();
+        } catch (const Error&) {
+          ++timeouts;
+        }
+        const auto second = Clock::now();
+        std::atomic_ref(*done).store(1);
+        require(timeouts > 0, "rank 1 took everything");
+        require(first - start < 40s, "the stall deadline was waited for again and again");
+        require(second - first < 20s, "a put waited beyond the end of waits");
+      },
+      3000ms);
+  for (const RankOutcome& outcome : outcomes) EXPECT_EQ(outcome.exit_status, 0) << outcome.message;
+}
+
 TEST_P(OfiNetworkTest, LeavesAPeerThatEndedAlone) {
   run_well(3, [](Rank& self) {
     const std::span<std::byte> memory = self.allocate(4096);

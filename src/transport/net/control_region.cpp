@@ -1,5 +1,6 @@
 #include "net/control_region.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <exception>
@@ -9,6 +10,10 @@ namespace {
 
 constexpr std::int64_t kLines = 4;
 constexpr std::int64_t kParts = kLines + 2;
+/// A notice is a word, for which a peer that lives has room soon. Who sends one is often giving up on another rank and
+/// must report that in time.
+constexpr std::chrono::milliseconds kTimeForNotice{100};
+constexpr std::chrono::milliseconds kTimeForDoubtful{10};
 
 }  // namespace
 
@@ -79,19 +84,28 @@ std::uint64_t ControlRegion::notice_of(std::int32_t rank) const noexcept {
   return word(notice_at(rank));
 }
 
-void ControlRegion::send(std::int32_t rank, std::int64_t offset, std::uint64_t value) noexcept {
+void ControlRegion::send(std::int32_t rank, std::int64_t offset, std::uint64_t value,
+                         std::chrono::milliseconds patience) noexcept {
+  network_.end_waits_at(std::min<Deadline>(end_, Clock::now() + patience));
   try {
     network_.signal(rank, kId, offset, value);
   } catch (const std::exception&) {
     // The next wait for that rank reports it, where anybody waits for it.
   }
+  network_.end_waits_at(end_);
+}
+
+void ControlRegion::leave_by(Deadline end) noexcept {
+  end_ = end;
+  network_.end_waits_at(end);
 }
 
 void ControlRegion::send_to_all(std::int64_t offset, std::uint64_t value, std::int32_t doubtful) noexcept {
   for (std::int32_t rank = 0; rank < world_.size; ++rank) {
-    if (rank != doubtful && talks_to(rank)) send(rank, offset, value);
+    if (rank != doubtful && talks_to(rank)) send(rank, offset, value, kTimeForNotice);
   }
-  if (doubtful >= 0 && doubtful < world_.size && talks_to(doubtful)) send(doubtful, offset, value);
+  if (doubtful >= 0 && doubtful < world_.size && talks_to(doubtful))
+    send(doubtful, offset, value, kTimeForDoubtful);
 }
 
 void ControlRegion::publish(std::uint64_t notice, std::int32_t doubtful) noexcept {
@@ -109,7 +123,7 @@ void ControlRegion::answer(std::uint64_t notice) noexcept {
     std::uint64_t& answered = answered_[static_cast<std::size_t>(rank)];
     if (asked == answered) continue;
     answered = asked;
-    send(rank, notice_at(world_.rank), notice);
+    send(rank, notice_at(world_.rank), notice, kTimeForNotice);
   }
 }
 

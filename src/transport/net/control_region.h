@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -41,10 +42,12 @@ class ControlRegion {
   /// Of a rank of another node.
   [[nodiscard]] std::uint64_t notice_of(std::int32_t rank) const noexcept;
   /// To all ranks of other nodes; `doubtful`, which may be taking nothing, comes last. Errors of the network are
-  /// not reported: a rank that cannot be told learns it otherwise.
+  /// not reported: a rank that cannot be told learns it otherwise. None of these waits long for room.
   void publish(std::uint64_t notice, std::int32_t doubtful) noexcept;
   void inquire(std::int32_t doubtful) noexcept;
   void answer(std::uint64_t notice) noexcept;
+  /// This rank ends: nothing here, nor the network, waits beyond `end` any more.
+  void leave_by(Deadline end) noexcept;
 
  private:
   [[nodiscard]] std::int64_t line_at(std::int32_t sender, std::int64_t line) const noexcept {
@@ -56,7 +59,8 @@ class ControlRegion {
     return local_of_[static_cast<std::size_t>(rank)] < 0 && excluded_[static_cast<std::size_t>(rank)] == 0;
   }
   [[nodiscard]] std::uint64_t word(std::int64_t offset) const noexcept;
-  void send(std::int32_t rank, std::int64_t offset, std::uint64_t value) noexcept;
+  void send(std::int32_t rank, std::int64_t offset, std::uint64_t value,
+            std::chrono::milliseconds patience) noexcept;
   void send_to_all(std::int64_t offset, std::uint64_t value, std::int32_t doubtful) noexcept;
 
   shm::ShmTransport& node_;
@@ -68,6 +72,7 @@ class ControlRegion {
   std::uint64_t epoch_ = 0;        ///< 2^32 times the calls of exclude(), and the exchanges since
   std::vector<std::byte> drafts_;  ///< [4, kSignalStride] records as sent: the network may still read them
   std::uint64_t inquiries_ = 0;
+  Deadline end_ = Deadline::max();
   std::vector<std::uint64_t> answered_;  ///< [R] last inquiry of each rank that was answered
 };
 

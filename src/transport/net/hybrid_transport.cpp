@@ -102,6 +102,7 @@ void HybridTransport::take_leave() noexcept {
   const bool failed = std::uncaught_exceptions() > 0;
   const auto kind = failed ? shm::NoticeKind::failed : shm::NoticeKind::finished;
   const Deadline end = Clock::now() + (failed ? kLeaveTimeAfterError : kLeaveTime);
+  control_->leave_by(end);
   try {
     network_->fence();
     std::vector<std::uint64_t> before(static_cast<std::size_t>(world_.size));

@@ -73,6 +73,9 @@ class Network {
     static_cast<void>(deadline);
     return nullptr;
   }
+  /// From now on no call waits for room beyond `end`, whatever the stall deadline and the fabric say: it throws
+  /// Errc::timeout instead. Deadline::max() lifts it.
+  virtual void end_waits_at(Deadline end) noexcept { static_cast<void>(end); }
   /// Forgets these ranks: what is queued for them is dropped, what comes from them has no effect.
   virtual void exclude(std::span<const std::int32_t> ranks) = 0;
 };

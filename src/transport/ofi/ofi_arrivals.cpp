@@ -57,6 +57,7 @@ void OfiNetwork::take_event(const fi_cq_data_entry& event) noexcept {
   auto& operation = *static_cast<Operation*>(event.op_context);
   if (operation.kind != Kind::receive) {
     if (operation.kind == Kind::free) return;
+    ++peer_of(operation.peer).taken;
     free_operation(operation);
     ++completed_;
     return;

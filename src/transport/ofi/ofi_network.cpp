@@ -88,19 +88,23 @@ Settings settings_of(const LaunchOptions& options) {
 /// Errors: see throw_stalled(), throw_lost().
 class OfiNetwork::Stall {
  public:
-  Stall(OfiNetwork& network, std::int32_t awaited)
-      : network_(network), awaited_(awaited), start_(Clock::now()), completed_(network.completed_) {}
+  /// `progress` counts what may end this wait; each time it grows, the deadline begins anew.
+  Stall(OfiNetwork& network, std::int32_t awaited, const std::uint64_t& progress, Clock::time_point start)
+      : network_(network), awaited_(awaited), progress_(progress), start_(start), seen_(progress) {}
 
   void pause() {
     network_.progress();
-    if (network_.completed_ != completed_) {
-      completed_ = network_.completed_;
-      start_ = Clock::now();
+    const auto now = Clock::now();
+    // Before anything else: what a deadline of the caller ends must end however much moves.
+    if (now > network_.end_of_waits_) network_.throw_stalled(awaited_, now - start_);
+    if (progress_ != seen_) {
+      seen_ = progress_;
+      start_ = now;
       rounds_ = 0;
       return;
     }
     if (++rounds_ < kSpins) return;
-    const auto waited = Clock::now() - start_;
+    const auto waited = now - start_;
     if (waited < kYieldTime) {
       sched_yield();
       return;
@@ -122,8 +126,9 @@ class OfiNetwork::Stall {
 
   OfiNetwork& network_;
   std::int32_t awaited_;
+  const std::uint64_t& progress_;
   Clock::time_point start_;
-  std::uint64_t completed_;
+  std::uint64_t seen_;
   int rounds_ = 0;
 };
 
@@ -325,7 +330,7 @@ void OfiNetwork::check(const Peer& peer, std::int32_t rank) const {
 /// Result: null where the peer has come to be ignored.
 OfiNetwork::Operation* OfiNetwork::take_operation(Peer& peer, std::int32_t rank, Kind kind) {
   if (free_.empty()) [[unlikely]] {
-    Stall stall(*this, rank);
+    Stall stall(*this, rank, completed_, Clock::now());
     while (free_.empty()) stall.pause();
     if (peer.ignored()) return nullptr;
   }
@@ -349,7 +354,7 @@ std::int32_t OfiNetwork::take_bounce(Peer&, std::int32_t rank) {
     for (std::int32_t piece = 0; piece < kBouncePieces; ++piece) free_bounce_.push_back(piece);
   }
   if (free_bounce_.empty()) {
-    Stall stall(*this, rank);
+    Stall stall(*this, rank, completed_, Clock::now());
     while (free_bounce_.empty()) stall.pause();
   }
   const std::int32_t piece = free_bounce_.back();
@@ -370,16 +375,25 @@ void OfiNetwork::free_operation(Operation& operation) noexcept {
 template <typename Call>
 bool OfiNetwork::post(Peer& peer, std::int32_t rank, const Call& call) {
   ssize_t code = call();
-  if (code == 0) [[likely]]
+  if (code == 0) [[likely]] {
+    peer.stuck = false;
     return true;
-  Stall stall(*this, rank);
+  }
+  // Calls that fail one after the other are one stall: a peer that takes nothing costs its deadline once, not once
+  // for each of the calls that a rank makes while it gives up.
+  if (!peer.stuck) peer.stuck_since = Clock::now();
+  peer.stuck = true;
+  Stall stall(*this, rank, peer.taken, peer.stuck_since);
   while (code == -FI_EAGAIN) {
     stall.pause();
     if (peer.ignored()) return false;
     check(peer, rank);
     code = call();
   }
-  if (code == 0) return true;
+  if (code == 0) {
+    peer.stuck = false;
+    return true;
+  }
   lose(rank, fabric_text(code));
   check(peer, rank);
   return false;
@@ -569,7 +583,7 @@ void OfiNetwork::drain() {
     std::int32_t awaited = 0;
     while (peer_of(awaited).pending == 0 || peer_of(awaited).gone()) ++awaited;
     const Peer& peer = peer_of(awaited);
-    Stall stall(*this, awaited);
+    Stall stall(*this, awaited, completed_, Clock::now());
     while (peer.pending > 0 && !peer.gone()) stall.pause();
   }
 }
@@ -600,6 +614,10 @@ void OfiNetwork::exclude(std::span<const std::int32_t> ranks) {
     fabric_.remove(peer.address);
   }
   close_retired();
+}
+
+void OfiNetwork::end_waits_at(Deadline end) noexcept {
+  end_of_waits_ = end;
 }
 
 void OfiNetwork::throw_stalled(std::int32_t rank, Clock::duration waited) const {

@@ -76,6 +76,7 @@ class OfiNetwork final : public net::Network {
   [[nodiscard]] bool idle() noexcept override { return pending_ == 0 && outbox_.empty(); }
   [[nodiscard]] std::int32_t lost() noexcept override;
   void exclude(std::span<const std::int32_t> ranks) override;
+  void end_waits_at(Deadline end) noexcept override;
 
  private:
   enum class Kind : std::uint8_t { free, write, message, receive };
@@ -108,9 +109,12 @@ class OfiNetwork final : public net::Network {
 
   struct Peer {
     fi_addr_t address = FI_ADDR_UNSPEC;
-    std::int64_t pending = 0;      ///< Operations towards it
-    std::uint64_t writes = 0;      ///< Issued to it
-    std::uint64_t arrived = 0;     ///< Writes from it, by their immediate data
+    std::int64_t pending = 0;   ///< Operations towards it
+    std::uint64_t writes = 0;   ///< Issued to it
+    std::uint64_t arrived = 0;  ///< Writes from it, by their immediate data
+    std::uint64_t taken = 0;    ///< Operations that have ended well
+    Clock::time_point stuck_since{};
+    bool stuck = false;            ///< The last call towards it found no room, first at stuck_since
     std::vector<Message> waiting;  ///< Signals from it whose payload has not all arrived
     bool greeted = false;          ///< Its hello has come
     bool spoken = false;           ///< Something went to it or came from it
@@ -190,6 +194,7 @@ class OfiNetwork final : public net::Network {
   std::vector<std::int32_t> free_bounce_;
   std::int64_t pending_ = 0;  ///< Operations towards peers that are not gone
   std::uint64_t completed_ = 0;
+  Deadline end_of_waits_ = Deadline::max();
   std::string broken_;  ///< What libfabric said where no rank is to blame
 };
 
