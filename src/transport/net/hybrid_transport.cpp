@@ -327,9 +327,11 @@ void HybridTransport::over_network(std::int32_t peer, const char* phase, const O
     operation();
   } catch (const Error& error) {
     if (peer >= 0 && error.code() == Errc::peer_lost && has_finished(peer)) return;
-    if (peer >= 0 && error.code() == Errc::timeout) {
+    // Also where the network says that the rank is gone: others may not know yet, and would blame this one, which ends.
+    if (peer >= 0 && (error.code() == Errc::timeout || error.code() == Errc::peer_lost)) {
+      const std::int32_t blamed = error.peer() >= 0 ? error.peer() : peer;
       node_->waiter().publish(
-          {.kind = shm::NoticeKind::accuses, .rank = peer, .phase = shm::phase_number(phase)});
+          {.kind = shm::NoticeKind::accuses, .rank = blamed, .phase = shm::phase_number(phase)});
     }
     throw;
   }

@@ -324,6 +324,9 @@ void Waiter::throw_timeout(Clock::duration waited, const WaitSite& site) const {
 }
 
 void Waiter::throw_lost(const Loss& loss, const WaitSite& site) const {
+  // Others may not have seen it yet; they would find this rank ended with an error and blame it.
+  if (helper_ != nullptr && loss.rank != rank_ && loss.rank >= 0)
+    publish({.kind = NoticeKind::accuses, .rank = loss.rank, .phase = phase_number(site.phase)});
   throw Error(Errc::peer_lost,
               fmt::format("rank {}: lost rank {} ({}) while {}", rank_, loss.rank, loss.how, place(site)),
               loss.rank);
