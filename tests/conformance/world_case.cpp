@@ -63,7 +63,11 @@ const std::vector<Backend>& backends() {
        .delayed = true,
        .hide_load_store = true},
       // Each opens sockets and connects every rank to every other, so not every row takes every number.
-      {.name = "OfiTcp", .transport = "ofi", .nodes = kEachItsOwn, .provider = kTcp},
+      {.name = "OfiTcp",
+       .transport = "ofi",
+       .nodes = kEachItsOwn,
+       .provider = kTcp,
+       .ranks = {1, 2, 3, 4, 8}},
       {.name = "OfiTcpTwoNodes", .transport = "ofi", .nodes = 2, .provider = kTcp, .ranks = {4, 8}},
       {.name = "OfiTcpThreads",
        .transport = "ofi",
