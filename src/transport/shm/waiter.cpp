@@ -301,8 +301,7 @@ Loss Waiter::find_loss(std::int32_t awaited) const {
     const Notice notice = unpack_notice(word);
     if (notice.kind == NoticeKind::accuses && word != settled_[static_cast<std::size_t>(peer)] &&
         notice.rank >= 0 && notice.rank != rank_ && !forgotten(notice.rank)) {
-      return {notice.rank,
-              fmt::format("rank {} timed out waiting for it in {}", peer, phase_name(notice.phase))};
+      return {notice.rank, fmt::format("rank {} gave up on it in {}", peer, phase_name(notice.phase))};
     }
     // Also of ranks of this node: their slots say so later, when they have left the network.
     if (notice.kind == NoticeKind::failed && (failed.rank < 0 || peer == awaited))
