@@ -168,7 +168,7 @@ void Segment::unmap(std::int64_t offset) noexcept {
 }
 
 void Segment::retire(std::int64_t offset, std::int64_t stride, std::int32_t rank,
-                     std::span<const std::uint8_t> excluded) noexcept {
+                     std::span<const std::uint8_t> excused) noexcept {
   std::uint64_t* retired = nullptr;  // [R] bits
   {
     const std::lock_guard lock(mutex_);
@@ -184,7 +184,7 @@ void Segment::retire(std::int64_t offset, std::int64_t stride, std::int32_t rank
   for (std::int32_t first = 0; first < ranks_; first += kBits) {
     std::uint64_t live = 0;
     for (std::int32_t one = first; one < std::min(first + kBits, ranks_); ++one) {
-      if (excluded.empty() || excluded[static_cast<std::size_t>(one)] == 0)
+      if (excused.empty() || excused[static_cast<std::size_t>(one)] == 0)
         live |= std::uint64_t{1} << (one - first);
     }
     const bool own = rank / kBits == first / kBits;

@@ -53,11 +53,11 @@ class Segment {
   /// Gives one share back.
   void unmap(std::int64_t offset) noexcept;
   /// Notes a rank that will not use the chunk again; the memory goes back to the system with the last one
-  /// that is not `excluded` ([R], or empty: nobody is), so that a rank may still read the part of a peer that
+  /// that is not `excused` ([R], or empty: nobody is), so that a rank may still read the part of a peer that
   /// was quicker to release. Chunks that were released by some before an exclusion may stay as long as the
   /// world.
   void retire(std::int64_t offset, std::int64_t stride, std::int32_t rank,
-              std::span<const std::uint8_t> excluded) noexcept;
+              std::span<const std::uint8_t> excused) noexcept;
   /// Gives the memory of a chunk back to the system at once.
   void discard(std::int64_t offset, std::int64_t stride) noexcept;
   /// Asks for huge pages behind a part that has no pages yet: rows are thousands of bytes at scattered

@@ -159,7 +159,7 @@ SymmetricBuffer ShmTransport::allocate(std::int64_t bytes, const char* what, Dea
   const std::int64_t stride = absurd ? std::numeric_limits<std::int64_t>::max() : segment_.stride_of(bytes);
   check_memory(first, stride, what);
 
-  Chunk chunk{.base = nullptr, .stride = stride, .offset = offset};
+  Chunk chunk{.base = nullptr, .stride = stride, .offset = offset, .without = excluded_};
   next_offset_ = segment_.next_offset(offset, stride);
   own.error = map_and_touch(chunk);
   meet(deadline, "allocate");
@@ -229,7 +229,14 @@ void ShmTransport::touch_peers(const Chunk& chunk) {
 void ShmTransport::release(SymmetricBuffer& buffer) noexcept {
   if (holds(buffer, world_.rank)) {
     Chunk& chunk = chunks_[static_cast<std::size_t>(buffer.id)];
-    segment_.retire(chunk.offset, chunk.stride, world_.rank, excluded_);
+    // An excluded rank may only be slow: it must not find zeros where it still reads what it was given.
+    std::vector<std::uint8_t> excused = std::move(chunk.without);
+    for (std::int32_t rank = 0; rank < world_.size && !excluded_.empty(); ++rank) {
+      excused.resize(static_cast<std::size_t>(world_.size));
+      if (excluded(rank) && load_state(segment_.slot(rank)) != RankState::running)
+        excused[static_cast<std::size_t>(rank)] = 1;
+    }
+    segment_.retire(chunk.offset, chunk.stride, world_.rank, excused);
     segment_.unmap(chunk.offset);
     chunk = {};
   }

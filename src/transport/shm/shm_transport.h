@@ -49,6 +49,7 @@ class ShmTransport final : public Transport {
     std::byte* base = nullptr;  ///< Null: free
     std::int64_t stride = 0;
     std::int64_t offset = 0;
+    std::vector<std::uint8_t> without = {};  ///< [R] 1 for ranks excluded before; empty: nobody was
   };
 
   [[nodiscard]] bool holds(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
