@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <map>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <shunt/bench/verify.h>
+#include <shunt/core/host.h>
 #include <shunt/core/record.h>
 #include <shunt/transport/collectives.h>
 
@@ -107,8 +107,7 @@ std::vector<std::string> gather_reasons(Transport& transport, const std::vector<
 }  // namespace
 
 std::uint64_t clock_domain() {
-  std::string domain;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> domain;
+  std::string domain = boot_id();
   char space[64] = {};
   if (readlink("/proc/self/ns/time", space, sizeof space - 1) > 0) domain += space;
   // Where neither can be read, host names are the best there is.

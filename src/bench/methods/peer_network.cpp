@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <string_view>
 #include <vector>
@@ -20,6 +19,7 @@
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
+#include <shunt/core/host.h>
 
 namespace shunt::bench {
 namespace {
@@ -86,11 +86,9 @@ std::string address_towards(const char* name) {
 
 Note make_note() {
   Note note;
-  std::string boot;
-  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
   struct stat network {};
   static_cast<void>(stat("/proc/self/ns/net", &network));
-  set(note.host, fmt::format("{}/{}", boot, static_cast<std::uint64_t>(network.st_ino)));
+  set(note.host, fmt::format("{}/{}", boot_id(), static_cast<std::uint64_t>(network.st_ino)));
   set(note.loopback, find_interface([](const ifaddrs& one, const std::string&) {
                        return (one.ifa_flags & IFF_LOOPBACK) != 0;
                      }).name);

@@ -7,11 +7,11 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <fstream>
 #include <random>
 #include <string>
 
 #include <shunt/core/error.h>
+#include <shunt/core/host.h>
 
 namespace shunt {
 namespace {
@@ -36,9 +36,7 @@ struct Offer {
 [[nodiscard]] Place this_place(const std::function<const char*(const char*)>& get) {
   const char* given = get("SHUNT_NODE");
   std::string key = given != nullptr && *given != '\0' ? given : host_name();
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string machine;
-  std::getline(file, machine);
+  const std::string machine = boot_id();
   struct stat processes {};
   const bool known = stat("/proc/self/ns/pid", &processes) == 0;
   // Processes that cannot see each other's numbers cannot open each other's memory.

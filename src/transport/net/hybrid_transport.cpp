@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <optional>
@@ -31,10 +30,7 @@ constexpr std::int64_t kAbsurdBytes = std::numeric_limits<std::int64_t>::max() >
 
 /// What ranks of one machine have in common, even where they believe to be on several: they share its memory.
 [[nodiscard]] std::uint64_t this_machine() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string text;
-  std::getline(file, text);
-  return std::hash<std::string>{}(text);
+  return std::hash<std::string>{}(boot_id());
 }
 
 [[nodiscard]] World node_world(const World& world, std::int32_t local_size) {

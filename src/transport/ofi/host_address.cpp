@@ -10,13 +10,13 @@
 
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <set>
 #include <vector>
 
 #include <shunt/core/error.h>
+#include <shunt/core/host.h>
 
 namespace shunt::ofi {
 namespace {
@@ -87,9 +87,7 @@ std::string first_routable_address() {
 }
 
 std::uint64_t network_identity() {
-  std::string text;
-  std::ifstream boot("/proc/sys/kernel/random/boot_id");
-  std::getline(boot, text);
+  std::string text = boot_id();
   struct stat info {};
   if (stat("/proc/self/ns/net", &info) == 0) text += fmt::format("/{}", info.st_ino);
   return std::hash<std::string>{}(text);

@@ -33,6 +33,10 @@ struct HostInfo {
 /// CPUs this process may run on; at least 1.
 [[nodiscard]] std::int32_t available_cores();
 
+/// Name of this boot of this kernel: equal in all processes and containers of a running machine, and in no other. Empty
+/// where the system does not tell.
+[[nodiscard]] std::string boot_id();
+
 /// "1.50 GiB", "812 KiB", "17 bytes": binary units for memory, as in messages.
 [[nodiscard]] std::string format_bytes(std::int64_t bytes);
 
