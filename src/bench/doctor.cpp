@@ -3,7 +3,10 @@
 #include <dlfcn.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -12,6 +15,7 @@
 
 #include <shunt/bench/method.h>
 #include <shunt/bench/placement.h>
+#include <shunt/core/child.h>
 #include <shunt/core/host.h>
 #include <shunt/core/record.h>
 #include <shunt/core/statistics.h>
@@ -23,6 +27,11 @@
 
 namespace shunt::bench {
 namespace {
+
+using namespace std::chrono_literals;
+
+/// For one library on a slow file system; those of a training stack have gigabytes.
+constexpr auto kLoadTime = 30000ms;
 
 struct Library {
   const char* name;
@@ -93,15 +102,22 @@ bool built_in(std::string_view part) {
 Record library_record(const Library& library) {
   Record record("library");
   record.set("name", library.name).set("use", library.use).set("built_in", built_in(library.part));
-  for (const char* soname : library.sonames)
-    if (void* handle = dlopen(soname, RTLD_LAZY | RTLD_LOCAL); handle != nullptr) {
-      record.set("present", true)
-          .set("soname", soname)
-          .set("version", library.version == nullptr ? std::string() : library.version(handle));
-      dlclose(handle);
-      return record;
-    }
-  return record.set("present", false).set("soname", "").set("version", "");
+  // Some hold memory or start threads as soon as they are loaded, and one of a broken installation may crash.
+  const std::optional<std::string> found = ask_in_child(
+      [&]() -> std::string {
+        for (const char* soname : library.sonames)
+          if (void* handle = dlopen(soname, RTLD_LAZY | RTLD_LOCAL); handle != nullptr)
+            return fmt::format("{}\n{}", soname, library.version == nullptr ? "" : library.version(handle));
+        return {};
+      },
+      kLoadTime);
+  const std::string text = found.value_or("");
+  const std::size_t line = std::min(text.find('\n'), text.size());
+  record.set("present", !text.empty())
+      .set("soname", text.substr(0, line))
+      .set("version", text.substr(std::min(line + 1, text.size())));
+  if (!found.has_value()) record.set("reason", "loading it crashes or takes longer than 30 s");
+  return record;
 }
 
 Record host_record() {
@@ -241,7 +257,8 @@ std::string format_examination(const std::vector<Record>& records) {
           fmt::format("  {:<14} {} ({}); {}{}\n", text_of(record, "name"),
                       flag_of(record, "built_in") ? "built in" : "not built in", text_of(record, "use"),
                       flag_of(record, "present") ? "present on this machine as " + text_of(record, "soname")
-                                                 : "not found on this machine",
+                      : record.find("reason") != nullptr ? text_of(record, "reason")
+                                                         : "not found on this machine",
                       versioned ? ", " + text_of(record, "version") : "");
     } else if (kind == "provider") {
       // All addresses of a provider in one line.

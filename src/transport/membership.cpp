@@ -49,7 +49,7 @@ constexpr int kRetryPart = 16;       ///< Least time between two ballots of one 
 
 }  // namespace
 
-struct Membership::Impl {
+struct Membership::Impl final : WaitBreaker {
   Impl(Transport& to_use, Deadline deadline)
       : transport(to_use),
         rank(transport.world().rank),
@@ -88,6 +88,9 @@ struct Membership::Impl {
       if (one != rank) call(one);
     });
   }
+
+  [[nodiscard]] bool requested();
+  [[nodiscard]] bool breaks_waits() override { return requested(); }
 
   // Of the running agreement.
   [[nodiscard]] bool joined(std::int32_t one) { return at(one).state.epoch >= epoch; }
@@ -437,20 +440,25 @@ Membership::Membership(Transport& transport, Deadline deadline) {
     transport.release_membership();
     throw;
   }
+  transport.set_wait_breaker(impl_.get());
 }
 
 Membership::~Membership() {
+  impl_->transport.set_wait_breaker(nullptr);
   impl_->transport.release_membership();
 }
 
-bool Membership::requested() {
-  Impl& impl = *impl_;
-  for (std::int32_t look = 0; look < std::min(kLooks, impl.size); ++look) {
-    const std::int32_t one = impl.next_look;
-    impl.next_look = one + 1 < impl.size ? one + 1 : 0;
-    if (one != impl.rank && impl.members.has(one) && impl.mailbox.epoch_of(one) > impl.completed) return true;
+bool Membership::Impl::requested() {
+  for (std::int32_t look = 0; look < std::min(kLooks, size); ++look) {
+    const std::int32_t one = next_look;
+    next_look = one + 1 < size ? one + 1 : 0;
+    if (one != rank && members.has(one) && mailbox.epoch_of(one) > completed) return true;
   }
   return false;
+}
+
+bool Membership::requested() {
+  return impl_->requested();
 }
 
 Agreement Membership::agree(std::span<const std::int32_t> suspects, std::int64_t value,

@@ -47,6 +47,7 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
   void fence() override;
   void quiet() override;
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { node_->set_wait_breaker(breaker); }
   void exclude(std::span<const std::int32_t> ranks) override;
   std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline) override;
 

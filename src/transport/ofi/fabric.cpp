@@ -2,17 +2,17 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <mutex>
 #include <vector>
 
+#include <shunt/core/child.h>
 #include <shunt/core/error.h>
 
 namespace shunt::ofi {
@@ -23,6 +23,9 @@ constexpr std::uint32_t kVersion = FI_VERSION(1, 14);
 constexpr std::int64_t kMostWriteBytes = std::int64_t{1} << 30;
 /// Best first. What is not here can be named by the user.
 constexpr std::array<const char*, 5> kPreferred = {"efa", "cxi", "verbs;ofi_rxm", "psm3", "tcp;ofi_rxm"};
+
+/// For all providers to look at their devices.
+constexpr std::chrono::seconds kProviderTime{30};
 
 constexpr std::uint64_t kMessageOrder = FI_ORDER_SAS | FI_ORDER_SAW;
 
@@ -265,35 +268,21 @@ void Fabric::fail(const char* what, ssize_t code) const {
 }
 
 std::string list_providers() {
-  std::array<int, 2> ends{};
-  if (pipe(ends.data()) != 0) return {};
-  const pid_t child = fork();
-  if (child == 0) {
-    close(ends[0]);
-    std::string names;
-    std::vector<std::string> seen;
-    const Info offers = query({}, {}, FI_ORDER_NONE);
-    for (const fi_info* offer = offers.get(); offer != nullptr; offer = offer->next) {
-      const std::string name = offer->fabric_attr->prov_name;
-      if (std::find(seen.begin(), seen.end(), name) != seen.end()) continue;
-      seen.push_back(name);
-      names += (names.empty() ? "" : ", ") + name;
-    }
-    static_cast<void>(!write(ends[1], names.data(), names.size()));
-    _exit(0);
-  }
-  close(ends[1]);
-  std::string names;
-  if (child > 0) {
-    std::array<char, 256> piece{};
-    ssize_t got = 0;
-    while ((got = read(ends[0], piece.data(), piece.size())) > 0) {
-      names.append(piece.data(), static_cast<std::size_t>(got));
-    }
-    waitpid(child, nullptr, 0);
-  }
-  close(ends[0]);
-  return names;
+  return ask_in_child(
+             [] {
+               std::string names;
+               std::vector<std::string> seen;
+               const Info offers = query({}, {}, FI_ORDER_NONE);
+               for (const fi_info* offer = offers.get(); offer != nullptr; offer = offer->next) {
+                 const std::string name = offer->fabric_attr->prov_name;
+                 if (std::find(seen.begin(), seen.end(), name) != seen.end()) continue;
+                 seen.push_back(name);
+                 names += (names.empty() ? "" : ", ") + name;
+               }
+               return names;
+             },
+             kProviderTime)
+      .value_or("");
 }
 
 }  // namespace shunt::ofi

@@ -40,6 +40,7 @@ class ShmTransport final : public Transport {
   std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
   void fence() override {}
   void quiet() override {}
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { waiter_.set_breaker(breaker); }
   void exclude(std::span<const std::int32_t> ranks) override;
 
   [[nodiscard]] Waiter& waiter() noexcept { return waiter_; }

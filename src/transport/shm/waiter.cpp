@@ -180,6 +180,7 @@ std::uint64_t Waiter::wait_longer(const std::byte* word, std::uint64_t value, De
     // What the peer sent before it ended still counts.
     if (arrived()) return seen;
     check_excluded(site);
+    check_breaker(site);
     if (loss.rank >= 0) throw_lost(loss, site);
     now = Clock::now();
     if (now >= deadline) return give_up(word, value, start, site);
@@ -205,6 +206,7 @@ std::uint64_t Waiter::give_up(const std::byte* word, std::uint64_t value, Clock:
     const Loss loss = find_loss(site.peer);
     if (const std::uint64_t seen = load(word); reached(seen, value)) return seen;
     check_excluded(site);
+    check_breaker(site);
     if (loss.rank >= 0) throw_lost(loss, site);
     blamed = follow(before, site.peer);
     if (blamed < 0 || Clock::now() >= end) break;
@@ -329,6 +331,14 @@ void Waiter::throw_lost(const Loss& loss, const WaitSite& site) const {
   throw Error(Errc::peer_lost,
               fmt::format("rank {}: lost rank {} ({}) while {}", rank_, loss.rank, loss.how, place(site)),
               loss.rank);
+}
+
+/// Before a loss is thrown: who asks for an agreement may know more, and nobody is to be accused because of it.
+void Waiter::check_breaker(const WaitSite& site) const {
+  if (breaker_ == nullptr || !breaker_->breaks_waits()) return;
+  throw Error(
+      Errc::peer_lost,
+      fmt::format("rank {}: another rank has lost one and asks who is left, while {}", rank_, place(site)));
 }
 
 void Waiter::throw_excluded(const WaitSite& site) const {

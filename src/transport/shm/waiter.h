@@ -63,6 +63,9 @@ class Waiter {
   /// `helper` must outlive the waits; null: all ranks of the world are in the segment.
   void set_helper(WaitHelper* helper) noexcept { helper_ = helper; }
 
+  /// See Transport::set_wait_breaker().
+  void set_breaker(WaitBreaker* breaker) noexcept { breaker_ = breaker; }
+
   /// How `peer` ended is of no interest any more.
   void forget(std::int32_t peer) noexcept;
 
@@ -113,6 +116,7 @@ class Waiter {
   [[noreturn]] void throw_timeout(Clock::duration waited, const WaitSite& site) const;
   [[noreturn]] void throw_lost(const Loss& loss, const WaitSite& site) const;
   [[noreturn]] void throw_excluded(const WaitSite& site) const;
+  void check_breaker(const WaitSite& site) const;
 
   const Segment& segment_;
   std::vector<std::int32_t> members_;
@@ -120,6 +124,7 @@ class Waiter {
   std::int32_t index_;
   std::int32_t rank_;
   WaitHelper* helper_ = nullptr;
+  WaitBreaker* breaker_ = nullptr;
   std::int32_t most_spins_;
   mutable std::int32_t spins_;             ///< Before the first yield; follows what the last waits showed
   mutable std::uint32_t notices_ = 0;      ///< Of this rank so far

@@ -77,6 +77,7 @@ class Faulty final : public FaultyTransport {
     inner_.quiet();
     copies_.clear();
   }
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { inner_.set_wait_breaker(breaker); }
   void exclude(std::span<const std::int32_t> ranks) override {
     inner_.exclude(ranks);
     excluded_.resize(static_cast<std::size_t>(world_.size));

@@ -20,6 +20,8 @@ struct Agreement {
 /// Agreement on who is still there after a rank was lost, over any maskable Transport. Safe where a rank is
 /// only slow or cut off: a decision needs the consent of a strict majority of the ranks that were members
 /// before, or of half of them with the lowest of them among these, so two sides never both go on.
+/// While it lives, long waits of the transport end with Errc::peer_lost (peer() -1) when requested() becomes true: a
+/// rank that has not noticed a loss itself must not miss the agreement on it.
 /// Threads: as Transport.
 class Membership {
  public:

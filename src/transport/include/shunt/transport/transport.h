@@ -42,6 +42,16 @@ struct WaitSite {
   std::int32_t peer = -1;  ///< Rank whose signal is missing
 };
 
+/// Ends waits before their signal comes: for what this rank must do first.
+class WaitBreaker {
+ public:
+  /// Called now and then in long waits, on the thread that waits. May use Transport::poll_signal, nothing that waits.
+  [[nodiscard]] virtual bool breaks_waits() = 0;
+
+ protected:
+  ~WaitBreaker() = default;
+};
+
 using Clock = std::chrono::steady_clock;
 using Deadline = Clock::time_point;
 
@@ -118,6 +128,9 @@ class Transport {
   /// Whether nobody else decides here who is lost; Membership claims this for its life.
   [[nodiscard]] bool claim_membership() noexcept { return !std::exchange(membership_claimed_, true); }
   void release_membership() noexcept { membership_claimed_ = false; }
+  /// Every long wait of this object looks at `breaker` and ends with Errc::peer_lost (peer() is -1) where it says so,
+  /// unless the signal has come. It must outlive the waits; null: none. Nothing where the transport is not maskable.
+  virtual void set_wait_breaker(WaitBreaker* breaker) noexcept { static_cast<void>(breaker); }
 
   /// Collective. Collectives over this transport; an implementation with better ones of its own overrides
   /// this.
