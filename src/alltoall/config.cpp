@@ -103,6 +103,25 @@ SlotLayout slot_layout(const AllToAllConfig& c, std::int32_t num_ranks) {
   return slots;
 }
 
+MessageLayout message_layout(const BufferPlan& plan, bool presum, std::int64_t rows,
+                             std::int64_t entries) noexcept {
+  constexpr std::int64_t kRowAlignment = 64;
+  MessageLayout layout;
+  layout.term_at = plan.landing_entry_at + entries * static_cast<std::int64_t>(sizeof(Entry));
+  layout.bytes = layout.term_at + (presum ? entries * static_cast<std::int64_t>(sizeof(Term)) : 0);
+  layout.row_at = round_up(layout.bytes, kRowAlignment);
+  layout.scale_at = round_up(layout.row_at + rows * plan.row_bytes, kRowAlignment);
+  const std::int64_t end = layout.scale_at + rows * plan.row_scale_bytes;
+  layout.whole = rows > 0 && end <= kMostWhole;
+  if (layout.whole) {
+    layout.bytes = end;
+  } else {
+    layout.row_at = plan.landing_row_at;
+    layout.scale_at = plan.landing_scale_at;
+  }
+  return layout;
+}
+
 std::int64_t rank_max_rows(const AllToAllConfig& c, const BufferPlan& plan, std::int32_t num_ranks,
                            std::int32_t rank) {
   const RowBoundInput in{.max_tokens = c.max_tokens,
@@ -135,17 +154,20 @@ void plan_messages(BufferPlan& p, const AllToAllConfig& c, std::int32_t num_rank
       round_up(static_cast<std::int64_t>(sizeof(LandingHeader)) + 4 * crossings.max_covered() +
                    (p.bounded ? 4 * std::int64_t{num_ranks} : 0),
                8);
-  p.landing_term_at = p.landing_entry_at + p.landing_entries * static_cast<std::int64_t>(sizeof(Entry));
-  const std::int64_t terms = c.presum ? p.landing_entries * static_cast<std::int64_t>(sizeof(Term)) : 0;
-  p.landing_row_at = round_up(p.landing_term_at + terms, kSignalStride);
+  const auto entry_bytes = static_cast<std::int64_t>(sizeof(Entry) + (c.presum ? sizeof(Term) : 0));
+  p.landing_row_at = round_up(p.landing_entry_at + p.landing_entries * entry_bytes, kSignalStride);
   p.landing_scale_at = round_up(p.landing_row_at + p.landing_rows * p.row_bytes, kSignalStride);
   p.landing_stride = round_up(p.landing_scale_at + p.landing_rows * p.row_scale_bytes, kSignalStride);
   const std::int64_t out = share * std::min<std::int64_t>(c.top_k, crossings.max_destinations()) *
-                           (p.row_bytes + p.row_scale_bytes);
-  const std::int64_t back = p.max_arriving * p.output_row_bytes;
-  p.staging_bytes = std::min(std::max(out, back), kMostStaging);
+                               (p.row_bytes + p.row_scale_bytes) +
+                           crossings.max_destinations() * p.landing_row_at;
+  const std::int64_t back = p.max_arriving * p.output_row_bytes +
+                            crossings.max_slots() * static_cast<std::int64_t>(sizeof(ReturnHeader));
+  // Twice, so that a half does not wait for its own puts: see Outbox::begin_half().
+  p.staging_bytes = std::min(2 * std::max(out, back), kMostStaging);
   // The longest thing that must lie in one piece.
-  p.staging_bytes = std::max({p.staging_bytes, p.landing_row_at, p.row_bytes, p.output_row_bytes});
+  p.staging_bytes = std::max({p.staging_bytes, p.landing_row_at, std::min(kMostWhole, p.landing_stride),
+                              p.row_bytes, p.output_row_bytes});
 }
 
 }  // namespace
@@ -208,7 +230,8 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks, const C
     p.landing_offset = place(crossings.max_slots() * p.landing_stride);
     p.begin_offset = place((num_ranks + 1) * word);
     p.published_offset = place(p.max_arriving * 4);
-    p.return_header_offset = place(num_ranks * static_cast<std::int64_t>(sizeof(ReturnHeader)));
+    if (c.check_messages)
+      p.return_header_offset = place(num_ranks * static_cast<std::int64_t>(sizeof(ReturnHeader)));
     p.return_offset = place(c.max_tokens * c.top_k * p.output_row_bytes);
     p.staging_offset = place(p.staging_bytes);
     p.parts.network = next - before_network;

@@ -32,52 +32,67 @@ const std::byte* AllToAll::Impl::result_row(std::int32_t owner, std::int64_t ind
 
 /// flat: each owner sends its own results home, as soon as it has them.
 void AllToAll::Impl::return_own_results() {
+  outbox.begin_half();
   for (const std::int32_t source : inbound) {
     if (config.presum) {
       return_partial_sums(source);
       continue;
     }
-    ReturnStream& back = returning[at(source)];
-    begin_return(back, source);
-    return_results(back, source, world.rank);
-    finish_return(back, source);
+    begin_return(returning[at(source)], source);
+    return_results(returning[at(source)], source, std::span(&world.rank, 1), true);
   }
 }
 
-/// hierarchical: the landing rank collects what the owners of this home have for its sources.
+/// hierarchical: the landing rank collects what the owners of this home have for its sources. Few rows go together once
+/// all owners are ready, many as soon as they are there.
 void AllToAll::Impl::return_home_results(Deadline until) {
+  outbox.begin_half();
   for (const std::int32_t source : inbound) begin_return(returning[at(source)], source);
-  for (const std::int32_t owner : crossings.covered(world.rank)) {
-    wait(plan.position_offset + owner * plan.position_stride, word(0), until, owner, Half::combine);
+  const std::span<const std::int32_t> covered = crossings.covered(world.rank);
+  for (std::size_t i = 0; i < covered.size(); ++i) {
+    wait(plan.position_offset + covered[i] * plan.position_stride, word(0), until, covered[i], Half::combine);
     if (config.presum) continue;
-    for (const std::int32_t source : inbound) return_results(returning[at(source)], source, owner);
+    const bool last = i + 1 == covered.size();
+    for (const std::int32_t source : inbound) {
+      ReturnStream& back = returning[at(source)];
+      if (!back.few)
+        return_results(back, source, covered.subspan(i, 1), last);
+      else if (last)
+        return_results(back, source, covered, true);
+    }
   }
-  for (const std::int32_t source : inbound) {
-    if (config.presum)
-      return_partial_sums(source);
-    else
-      finish_return(returning[at(source)], source);
-  }
+  for (const std::int32_t source : inbound)
+    if (config.presum) return_partial_sums(source);
 }
 
 void AllToAll::Impl::begin_return(ReturnStream& back, std::int32_t source) {
   LandingHeader header;
   std::memcpy(&header, landing_slot(world.rank, source), sizeof header);
-  back = {.next_row = header.return_base, .rows = 0, .checksum = hash_bytes(kHashSeed, &epoch, sizeof epoch)};
+  back = {.next_row = header.return_base,
+          .rows = 0,
+          .checksum = hash_bytes(kHashSeed, &epoch, sizeof epoch),
+          .few = header.num_entries * plan.output_row_bytes <= kMostWhole};
 }
 
-void AllToAll::Impl::return_results(ReturnStream& back, std::int32_t source, std::int32_t owner) {
-  std::int64_t begin = 0;
-  const std::int64_t entries = results_for(source, owner, &begin);
+/// `last`: nothing follows for this source.
+void AllToAll::Impl::return_results(ReturnStream& back, std::int32_t source,
+                                    std::span<const std::int32_t> from, bool last) {
   RowStream stream(outbox, kernels, source, plan.return_offset + back.next_row * plan.output_row_bytes);
-  for (std::int64_t i = 0; i < entries; ++i) {
-    const std::byte* row = result_row(owner, begin + i);
-    stream.add(row, plan.output_row_bytes);
-    if (config.check_messages) back.checksum = hash_bytes(back.checksum, row, plan.output_row_bytes);
+  for (const std::int32_t owner : from) {
+    std::int64_t begin = 0;
+    const std::int64_t entries = results_for(source, owner, &begin);
+    for (std::int64_t i = 0; i < entries; ++i) {
+      const std::byte* row = result_row(owner, begin + i);
+      stream.add(row, plan.output_row_bytes);
+      if (config.check_messages) back.checksum = hash_bytes(back.checksum, row, plan.output_row_bytes);
+    }
+    back.next_row += entries;
+    back.rows += entries;
   }
-  stream.finish();
-  back.next_row += entries;
-  back.rows += entries;
+  if (last)
+    end_return(back, source, stream);
+  else
+    stream.finish();
 }
 
 /// One row for each token of the message: the weighted sum of what the covered owners made of it, in k order.
@@ -85,6 +100,7 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
   const std::byte* slot = landing_slot(world.rank, source);
   LandingHeader header;
   std::memcpy(&header, slot, sizeof header);
+  const MessageLayout layout = message_layout(plan, true, header.num_rows, header.num_entries);
   ReturnStream& back = returning[at(source)];
   begin_return(back, source);
 
@@ -105,7 +121,7 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
     const std::int64_t entries = results_for(source, owner, &begin);
     for (std::int64_t i = 0; i < entries; ++i, ++index) {
       Term term{};
-      std::memcpy(&term, slot + plan.landing_term_at + index * static_cast<std::int64_t>(sizeof term),
+      std::memcpy(&term, slot + layout.term_at + index * static_cast<std::int64_t>(sizeof term),
                   sizeof term);
       const std::size_t row = at(entry_at(index).token);
       std::int64_t place = part_end[row]++;
@@ -134,22 +150,26 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
                           .accumulate = false});
     if (config.check_messages) back.checksum = hash_bytes(back.checksum, sum, plan.output_row_bytes);
   }
-  stream.finish();
   back.rows = header.num_rows;
-  finish_return(back, source);
+  end_return(back, source, stream);
 }
 
-void AllToAll::Impl::finish_return(const ReturnStream& back, std::int32_t source) {
-  const ReturnHeader header{.checksum = config.check_messages ? back.checksum : 0,
-                            .num_rows = static_cast<std::uint64_t>(back.rows)};
-  std::byte* const staged = outbox.room(static_cast<std::int64_t>(sizeof header));
-  std::memcpy(staged, &header, sizeof header);
-  transport.put_signal(
-      buffer, source, plan.return_header_offset + world.rank * static_cast<std::int64_t>(sizeof header),
-      staged, static_cast<std::int64_t>(sizeof header),
-      plan.position_offset + world.rank * plan.position_stride, word(static_cast<std::uint32_t>(back.rows)));
+void AllToAll::Impl::end_return(const ReturnStream& back, std::int32_t source, RowStream& stream) {
+  const std::int64_t signal = plan.position_offset + world.rank * plan.position_stride;
+  const std::uint64_t value = word(static_cast<std::uint32_t>(back.rows));
   bytes.crossed_results += back.rows * plan.output_row_bytes;
-  bytes.crossed_messages += static_cast<std::int64_t>(sizeof header);
+  if (!config.check_messages) {
+    stream.finish_with_signal(signal, value);
+    return;
+  }
+  stream.finish();
+  constexpr auto kHeaderBytes = static_cast<std::int64_t>(sizeof(ReturnHeader));
+  const ReturnHeader header{.checksum = back.checksum, .num_rows = static_cast<std::uint64_t>(back.rows)};
+  std::byte* const staged = outbox.room(kHeaderBytes);
+  std::memcpy(staged, &header, sizeof header);
+  transport.put_signal(buffer, source, plan.return_header_offset + world.rank * kHeaderBytes, staged,
+                       kHeaderBytes, signal, value);
+  bytes.crossed_messages += kHeaderBytes;
 }
 
 void AllToAll::Impl::await_returned(const Outbound& from, Deadline until) {

@@ -18,6 +18,7 @@ const std::byte* AllToAll::Impl::landing_slot(std::int32_t landing, std::int32_t
 template <class Id>
 void AllToAll::Impl::send_across(View2<const Id> ids, const TokenInput& input, std::uint64_t hash,
                                  TokenShare share) {
+  outbox.begin_half();
   std::int64_t base = 0;
   for (Outbound& to : outbound) {
     to.return_base = base;
@@ -56,14 +57,13 @@ void AllToAll::Impl::send_message(Outbound& to, View2<const Id> ids, const Token
     to.entries += sent[at(one)];
   }
 
-  const std::uint64_t seed = hash_bytes(kHashSeed, &epoch, sizeof epoch);
-  const std::uint64_t of_rows = send_rows(to, share, seed);
-
-  const std::int64_t term_bytes = config.presum ? to.entries * static_cast<std::int64_t>(sizeof(Term)) : 0;
-  const std::int64_t length =
-      term_bytes > 0 ? plan.landing_term_at + term_bytes
-                     : plan.landing_entry_at + to.entries * static_cast<std::int64_t>(sizeof(Entry));
-  std::byte* const message = outbox.room(length);
+  const MessageLayout layout = message_layout(plan, config.presum, to.rows, to.entries);
+  const std::int64_t row_bytes = to.rows * (plan.row_bytes + plan.row_scale_bytes);
+  // Rows that travel by themselves leave first: the signal comes with the message.
+  std::uint64_t of_rows = hash_bytes(kHashSeed, &epoch, sizeof epoch);
+  if (!layout.whole) of_rows = send_rows(to, layout, share, of_rows);
+  std::byte* const message = outbox.room(layout.bytes);
+  if (layout.whole) of_rows = copy_rows(message, layout, share, of_rows);
   std::memset(message, 0, at(plan.landing_entry_at));
   LandingHeader header{.checksum = 0,
                        .hash = hash,
@@ -89,24 +89,44 @@ void AllToAll::Impl::send_message(Outbound& to, View2<const Id> ids, const Token
                   sizeof entry);
       if (!config.presum) continue;
       const Term term{static_cast<std::uint32_t>(k), input.weights[token * config.top_k + k]};
-      std::memcpy(message + plan.landing_term_at + place * static_cast<std::int64_t>(sizeof term), &term,
+      std::memcpy(message + layout.term_at + place * static_cast<std::int64_t>(sizeof term), &term,
                   sizeof term);
     }
   }
   std::memcpy(message, &header, sizeof header);
   if (config.check_messages) {
     // Gaps between the parts are not sent for sure, so the parts are hashed one by one.
-    header.checksum = message_checksum(message, to.entries, of_rows);
+    header.checksum = message_checksum(message, layout, to.entries, of_rows);
     std::memcpy(message, &header, sizeof header);
   }
   transport.put_signal(buffer, to.landing, plan.landing_offset + to.slot * plan.landing_stride, message,
-                       length, plan.announce_offset + world.rank * plan.announce_stride,
+                       layout.bytes, plan.announce_offset + world.rank * plan.announce_stride,
                        word(static_cast<std::uint32_t>(sent[at(to.landing)])));
-  bytes.crossed_messages += length;
+  bytes.crossed_rows += row_bytes;
+  bytes.crossed_messages += layout.bytes - (layout.whole ? row_bytes : 0);
 }
 
 /// Result: the checksum with the rows and scales.
-std::uint64_t AllToAll::Impl::send_rows(const Outbound& to, TokenShare share, std::uint64_t checksum) {
+std::uint64_t AllToAll::Impl::copy_rows(std::byte* message, const MessageLayout& layout, TokenShare share,
+                                        std::uint64_t checksum) {
+  const auto copy = [&](std::int64_t from, std::int64_t width, std::byte* to) {
+    for (std::int64_t token = share.begin; token < share.end; ++token) {
+      if (row_in_message[at(token - share.begin)] < 0) continue;
+      const std::byte* row = buffer.local + from + token * width;
+      kernels.copy(to, row, width);
+      to += width;
+      if (config.check_messages) checksum = hash_bytes(checksum, row, width);
+    }
+  };
+  copy(plan.token_offset, plan.row_bytes, message + layout.row_at);
+  if (plan.row_scale_bytes > 0)
+    copy(plan.token_scale_offset, plan.row_scale_bytes, message + layout.scale_at);
+  return checksum;
+}
+
+/// Result: the checksum with the rows and scales.
+std::uint64_t AllToAll::Impl::send_rows(const Outbound& to, const MessageLayout& layout, TokenShare share,
+                                        std::uint64_t checksum) {
   const std::int64_t slot = plan.landing_offset + to.slot * plan.landing_stride;
   const auto send = [&](std::int64_t from, std::int64_t width, std::int64_t offset) {
     RowStream stream(outbox, kernels, to.landing, offset);
@@ -118,21 +138,20 @@ std::uint64_t AllToAll::Impl::send_rows(const Outbound& to, TokenShare share, st
     }
     stream.finish();
   };
-  send(plan.token_offset, plan.row_bytes, slot + plan.landing_row_at);
+  send(plan.token_offset, plan.row_bytes, slot + layout.row_at);
   if (plan.row_scale_bytes > 0)
-    send(plan.token_scale_offset, plan.row_scale_bytes, slot + plan.landing_scale_at);
-  bytes.crossed_rows += to.rows * (plan.row_bytes + plan.row_scale_bytes);
+    send(plan.token_scale_offset, plan.row_scale_bytes, slot + layout.scale_at);
   return checksum;
 }
 
-std::uint64_t AllToAll::Impl::message_checksum(const std::byte* message, std::int64_t entries,
-                                               std::uint64_t checksum) const {
+std::uint64_t AllToAll::Impl::message_checksum(const std::byte* message, const MessageLayout& layout,
+                                               std::int64_t entries, std::uint64_t checksum) const {
   checksum = hash_bytes(checksum, message + sizeof(std::uint64_t),
                         plan.landing_entry_at - static_cast<std::int64_t>(sizeof(std::uint64_t)));
   checksum = hash_bytes(checksum, message + plan.landing_entry_at,
                         entries * static_cast<std::int64_t>(sizeof(Entry)));
   if (config.presum)
-    checksum = hash_bytes(checksum, message + plan.landing_term_at,
+    checksum = hash_bytes(checksum, message + layout.term_at,
                           entries * static_cast<std::int64_t>(sizeof(Term)));
   return checksum;
 }
@@ -172,13 +191,14 @@ void AllToAll::Impl::check_message(std::int32_t source, std::int32_t announced) 
   const bool possible = plausible(slot, announced);
   bool sound = possible;
   if (possible && config.check_messages) {
+    const MessageLayout layout = message_layout(plan, config.presum, header.num_rows, entries);
     std::uint64_t checksum = hash_bytes(kHashSeed, &epoch, sizeof epoch);
     for (std::int64_t row = 0; row < header.num_rows; ++row)
-      checksum = hash_bytes(checksum, slot + plan.landing_row_at + row * plan.row_bytes, plan.row_bytes);
+      checksum = hash_bytes(checksum, slot + layout.row_at + row * plan.row_bytes, plan.row_bytes);
     for (std::int64_t row = 0; row < header.num_rows && plan.row_scale_bytes > 0; ++row)
-      checksum = hash_bytes(checksum, slot + plan.landing_scale_at + row * plan.row_scale_bytes,
+      checksum = hash_bytes(checksum, slot + layout.scale_at + row * plan.row_scale_bytes,
                             plan.row_scale_bytes);
-    sound = message_checksum(slot, entries, checksum) == header.checksum;
+    sound = message_checksum(slot, layout, entries, checksum) == header.checksum;
   }
   if (sound) return;
   stage = Stage::dead;
@@ -234,9 +254,10 @@ void AllToAll::Impl::find_arrival(std::int32_t source) {
     count += sizeof entries;
     before += entries;
   }
+  const MessageLayout layout = message_layout(plan, config.presum, header.num_rows, header.num_entries);
   arrival = {.entries = slot + plan.landing_entry_at + before * static_cast<std::int64_t>(sizeof(Entry)),
-             .tokens = slot + plan.landing_row_at,
-             .scales = slot + plan.landing_scale_at,
+             .tokens = slot + layout.row_at,
+             .scales = slot + layout.scale_at,
              .counts = slot + sizeof header + 4 * crossings.max_covered(),
              .hash = header.hash};
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include <shunt/alltoall/all_to_all.h>
@@ -134,6 +135,7 @@ struct AllToAll::Impl {
     std::int64_t next_row = 0;
     std::int64_t rows = 0;
     std::uint64_t checksum = 0;
+    bool few = false;  ///< All of it may go in one put
   };
   std::vector<ReturnStream> returning;  ///< [R]
   struct Part {
@@ -229,7 +231,10 @@ struct AllToAll::Impl {
   template <class Id>
   void send_message(Outbound& to, View2<const Id> ids, const TokenInput& input, std::uint64_t hash,
                     TokenShare share);
-  std::uint64_t send_rows(const Outbound& to, TokenShare share, std::uint64_t checksum);
+  std::uint64_t copy_rows(std::byte* message, const MessageLayout& layout, TokenShare share,
+                          std::uint64_t checksum);
+  std::uint64_t send_rows(const Outbound& to, const MessageLayout& layout, TokenShare share,
+                          std::uint64_t checksum);
   void stage_tokens(const TokenInput& input, TokenShare share);
   void settle_void_step();
   std::uint64_t replica_hash(const TokenInput& input) const;
@@ -239,14 +244,14 @@ struct AllToAll::Impl {
   [[nodiscard]] bool plausible(const std::byte* slot, std::int32_t announced) const;
   void land_messages(Deadline until);
   void find_arrival(std::int32_t source);
-  [[nodiscard]] std::uint64_t message_checksum(const std::byte* message, std::int64_t entries,
-                                               std::uint64_t checksum) const;
+  [[nodiscard]] std::uint64_t message_checksum(const std::byte* message, const MessageLayout& layout,
+                                               std::int64_t entries, std::uint64_t checksum) const;
   void return_own_results();
   void return_home_results(Deadline until);
   void begin_return(ReturnStream& back, std::int32_t source);
-  void return_results(ReturnStream& back, std::int32_t source, std::int32_t owner);
+  void return_results(ReturnStream& back, std::int32_t source, std::span<const std::int32_t> from, bool last);
   void return_partial_sums(std::int32_t source);
-  void finish_return(const ReturnStream& back, std::int32_t source);
+  void end_return(const ReturnStream& back, std::int32_t source, RowStream& stream);
   void await_returned(const Outbound& from, Deadline until);
   [[noreturn]] void refuse_results(std::int32_t from, std::int64_t expected, std::int64_t came);
   void look_up_partial_sums(std::int64_t token, std::vector<const void*>& rows);

@@ -40,15 +40,14 @@ struct BufferPlan {
   std::int64_t landing_entries = 0;   ///< Most entries of one message
   std::int64_t landing_rows = 0;      ///< Most token rows of one message
   std::int64_t landing_entry_at = 0;  ///< In a landing slot, behind the header
-  std::int64_t landing_term_at = 0;   ///< Terms of partial sums, one for each entry; presum only
-  std::int64_t landing_row_at = 0;
+  std::int64_t landing_row_at = 0;    ///< Of messages that are too long to travel in one piece; see message_layout()
   std::int64_t landing_scale_at = 0;
   std::int64_t landing_stride = 0;
   std::int64_t staging_bytes = 0;         ///< Ring of messages and rows on their way out
   std::int64_t landing_offset = 0;        ///< [max_slots] slots
   std::int64_t begin_offset = 0;          ///< [R + 1] int64 position_begin, for the landing ranks of the home
   std::int64_t published_offset = 0;      ///< [max_arriving] int32 positions, likewise
-  std::int64_t return_header_offset = 0;  ///< [R] ReturnHeader, one per rank that returns results
+  std::int64_t return_header_offset = 0;  ///< [R] ReturnHeader, one per rank that returns results; check_messages only
   std::int64_t return_offset = 0;         ///< Results on their way home, output_row_bytes apart
   std::int64_t staging_offset = 0;
 
@@ -56,7 +55,7 @@ struct BufferPlan {
 };
 
 /// In front of a message from a source to a landing rank. Behind it, in this order: the owner counts [covered] u32,
-/// with max_recv_rows the counts for every rank [R] i32; then entries, terms, rows and scales at the plan's places.
+/// with max_recv_rows the counts for every rank [R] i32; then entries, terms, rows and scales, see message_layout().
 struct LandingHeader {
   std::uint64_t checksum;     ///< Of everything else; 0 without check_messages
   std::uint64_t hash;         ///< Of the group's tokens and ids; 0 without check_replicas
@@ -65,10 +64,19 @@ struct LandingHeader {
   std::uint32_t num_entries;  ///< Sum of the owner counts
 };
 
-/// In front of results that come back.
+/// Beside results that come back, with check_messages.
 struct ReturnHeader {
-  std::uint64_t checksum;  ///< Of the rows; 0 without check_messages
+  std::uint64_t checksum;  ///< Of the rows
   std::uint64_t num_rows;
+};
+
+/// Where the parts of a message lie in its landing slot; both ends find it from the counts.
+struct MessageLayout {
+  std::int64_t term_at = 0;  ///< Terms of partial sums, one for each entry; presum only
+  std::int64_t row_at = 0;
+  std::int64_t scale_at = 0;
+  std::int64_t bytes = 0;  ///< Without rows and scales, unless `whole`
+  bool whole = false;      ///< Rows and scales travel in the same put, close behind the entries
 };
 
 /// Goes with an entry where results are summed before they cross.
@@ -76,6 +84,9 @@ struct Term {
   std::uint32_t k;
   float weight;
 };
+
+/// Up to here one put of copied rows costs less than a put more.
+inline constexpr std::int64_t kMostWhole = 64 << 10;
 
 /// From how many bytes on, in flight on the machine (one pair's bytes times the number of pairs), which way
 /// of moving rows is the fastest. Equal on all ranks, as both ends of a pair choose by it.
@@ -96,6 +107,10 @@ void check_config(const AllToAllConfig& config, std::int32_t num_ranks);
 /// `config` must have passed check_config.
 [[nodiscard]] BufferPlan plan_buffers(const AllToAllConfig& config, std::int32_t num_ranks,
                                       const Crossings& crossings);
+
+/// Both counts are within what the plan allows.
+[[nodiscard]] MessageLayout message_layout(const BufferPlan& plan, bool presum, std::int64_t rows,
+                                           std::int64_t entries) noexcept;
 
 /// Rows of workspace of `rank` for that plan.
 [[nodiscard]] std::int64_t rank_max_rows(const AllToAllConfig& config, const BufferPlan& plan,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace shunt {
 namespace {
@@ -23,6 +24,12 @@ std::uint64_t hash_bytes(std::uint64_t hash, const void* data, std::int64_t byte
     bytes -= take;
   }
   return hash;
+}
+
+void Outbox::begin_half() {
+  if (used_ <= bytes_ / 2) return;
+  transport_->quiet();
+  used_ = 0;
 }
 
 std::byte* Outbox::room(std::int64_t bytes) {
@@ -79,6 +86,24 @@ void RowStream::flush() {
 void RowStream::finish() {
   end_run();
   flush();
+}
+
+void RowStream::finish_with_signal(std::int64_t signal_offset, std::uint64_t value) {
+  const std::byte* from = run_;
+  std::int64_t bytes = run_bytes_;
+  if (bytes > 0 && bytes >= direct_put_bytes_) {
+    flush();
+  } else {
+    end_run();
+    from = staged_;
+    bytes = std::exchange(staged_bytes_, 0);
+  }
+  run_bytes_ = 0;
+  if (bytes > 0)
+    outbox_.put_signal(peer_, offset_, from, bytes, signal_offset, value);
+  else
+    outbox_.signal(peer_, signal_offset, value);
+  offset_ += bytes;
 }
 
 }  // namespace shunt

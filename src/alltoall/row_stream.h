@@ -16,12 +16,21 @@ class Outbox {
   Outbox(Transport& transport, const SymmetricBuffer& buffer, std::int64_t offset, std::int64_t bytes)
       : transport_(&transport), buffer_(&buffer), ring_(buffer.local + offset), bytes_(bytes) {}
 
+  /// Before the first room of a half: makes place while little is on its way, not in the middle of the half.
+  void begin_half();
   /// Room that nothing on its way out uses any more; what was written to earlier rooms must have been put.
   [[nodiscard]] std::byte* room(std::int64_t bytes);
   [[nodiscard]] bool fits(std::int64_t bytes) const noexcept { return used_ + bytes <= bytes_; }
   [[nodiscard]] std::int64_t bytes() const noexcept { return bytes_; }
   void put(std::int32_t peer, std::int64_t offset, const void* from, std::int64_t bytes) {
     transport_->put(*buffer_, peer, offset, from, bytes);
+  }
+  void put_signal(std::int32_t peer, std::int64_t offset, const void* from, std::int64_t bytes,
+                  std::int64_t signal_offset, std::uint64_t value) {
+    transport_->put_signal(*buffer_, peer, offset, from, bytes, signal_offset, value);
+  }
+  void signal(std::int32_t peer, std::int64_t signal_offset, std::uint64_t value) {
+    transport_->signal(*buffer_, peer, signal_offset, value);
   }
   [[nodiscard]] std::int64_t direct_put_bytes() const { return transport_->capabilities().direct_put_bytes; }
 
@@ -49,6 +58,8 @@ class RowStream {
   /// A row to be written in place; the next call sends it on.
   [[nodiscard]] std::byte* room(std::int64_t bytes);
   void finish();
+  /// The signal goes with the last rows.
+  void finish_with_signal(std::int64_t signal_offset, std::uint64_t value);
 
  private:
   void end_run();

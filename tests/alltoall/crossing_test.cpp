@@ -351,12 +351,12 @@ TEST(CrossingWorkspaceTest, IsWhatTheDocumentationSays) {
           round_up(round_up(32 + 4 * covered, 8) + 8 * entries + (presum ? 8 * entries : 0), 128);
       const std::int64_t slot = round_up(round_up(head + kTokens * row, 128), 128);
       const std::int64_t arriving = 6 * kTokens * 5;
-      const std::int64_t ring =
-          std::max(std::min(std::max(kTokens * std::min<std::int64_t>(5, landings) * row, arriving * row),
-                            std::int64_t{16} << 20),
-                   head);
+      const std::int64_t out = kTokens * std::min<std::int64_t>(5, landings) * row + landings * head;
+      const std::int64_t back = arriving * row + 16 * (path == Path::flat ? slots : 2);
+      const std::int64_t ring = std::max({std::min(2 * std::max(out, back), std::int64_t{16} << 20), head,
+                                          std::min(std::int64_t{64} << 10, slot)});
       const std::int64_t expected = page((path == Path::flat ? slots : 2) * slot) + page(7 * 8) +
-                                    page(arriving * 4) + page(6 * 16) + page(kTokens * 5 * row) + page(ring);
+                                    page(arriving * 4) + page(kTokens * 5 * row) + page(ring);
       EXPECT_EQ(workspace_size(config, 6, nodes).network, expected)
           << (path == Path::flat ? "flat" : "hierarchical");
       EXPECT_EQ(workspace_size(config, 6).network, 0);

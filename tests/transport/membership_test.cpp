@@ -292,6 +292,41 @@ TEST(MembershipTest, KeepsEverybodyAfterAFalseAlarmAndAgreesAgain) {
   }
 }
 
+TEST(MembershipTest, EndsWaitsOfRanksThatHaveNotNoticedALoss) {
+  for (const bool in_collective : {false, true}) {
+    const auto outcomes = run_ranks({.ranks = 3}, [&](Transport& transport) {
+      const std::int32_t rank = transport.world().rank;
+      Membership membership(transport, patience());
+      SymmetricBuffer words = transport.allocate(kSignalStride, "test", patience());
+      const auto collectives = transport.make_collectives(8, patience());
+      if (rank != 2) {
+        // Nobody is lost and the deadline is far: only the request can end the wait.
+        std::int32_t peer = 0;
+        try {
+          if (in_collective)
+            collectives->barrier(600s);
+          else
+            transport.wait_signal(words, 0, 1, Clock::now() + 600s, {.phase = "test", .peer = 2});
+        } catch (const Error& error) {
+          require(error.code() == Errc::peer_lost, error.what());
+          require(std::string(error.what()).find("asks who is left") != std::string::npos, error.what());
+          peer = error.peer();
+        }
+        require(peer == -1, "the wait has not ended, or blames rank " + std::to_string(peer));
+      }
+      const Agreement agreement =
+          rank == 2 ? membership.agree(std::vector<std::int32_t>{0}, 0, 60s) : membership.agree({}, 0, 60s);
+      require(agreement.lost.empty(), "lost " + text(agreement.lost));
+      // Nobody was accused, so waits work as before.
+      const auto after = transport.make_collectives(8, patience());
+      after->barrier(60s);
+      transport.release(words);
+      return 0;
+    });
+    for (const RankOutcome& outcome : outcomes) EXPECT_EQ(outcome.exit_status, 0) << outcome.message;
+  }
+}
+
 TEST(MembershipTest, ShrinksToOneRankStepByStep) {
   const auto outcomes = run_ranks({.ranks = 6}, [](Transport& transport) {
     const std::int32_t rank = transport.world().rank;
