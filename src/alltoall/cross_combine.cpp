@@ -121,8 +121,7 @@ void AllToAll::Impl::return_partial_sums(std::int32_t source) {
     const std::int64_t entries = results_for(source, owner, &begin);
     for (std::int64_t i = 0; i < entries; ++i, ++index) {
       Term term{};
-      std::memcpy(&term, slot + layout.term_at + index * static_cast<std::int64_t>(sizeof term),
-                  sizeof term);
+      std::memcpy(&term, slot + layout.term_at + index * static_cast<std::int64_t>(sizeof term), sizeof term);
       const std::size_t row = at(entry_at(index).token);
       std::int64_t place = part_end[row]++;
       for (; place > part_begin[row] && parts[at(place - 1)].k > term.k; --place)

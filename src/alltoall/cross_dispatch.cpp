@@ -139,8 +139,7 @@ std::uint64_t AllToAll::Impl::send_rows(const Outbound& to, const MessageLayout&
     stream.finish();
   };
   send(plan.token_offset, plan.row_bytes, slot + layout.row_at);
-  if (plan.row_scale_bytes > 0)
-    send(plan.token_scale_offset, plan.row_scale_bytes, slot + layout.scale_at);
+  if (plan.row_scale_bytes > 0) send(plan.token_scale_offset, plan.row_scale_bytes, slot + layout.scale_at);
   return checksum;
 }
 
@@ -151,8 +150,8 @@ std::uint64_t AllToAll::Impl::message_checksum(const std::byte* message, const M
   checksum = hash_bytes(checksum, message + plan.landing_entry_at,
                         entries * static_cast<std::int64_t>(sizeof(Entry)));
   if (config.presum)
-    checksum = hash_bytes(checksum, message + layout.term_at,
-                          entries * static_cast<std::int64_t>(sizeof(Term)));
+    checksum =
+        hash_bytes(checksum, message + layout.term_at, entries * static_cast<std::int64_t>(sizeof(Term)));
   return checksum;
 }
 
@@ -196,8 +195,8 @@ void AllToAll::Impl::check_message(std::int32_t source, std::int32_t announced) 
     for (std::int64_t row = 0; row < header.num_rows; ++row)
       checksum = hash_bytes(checksum, slot + layout.row_at + row * plan.row_bytes, plan.row_bytes);
     for (std::int64_t row = 0; row < header.num_rows && plan.row_scale_bytes > 0; ++row)
-      checksum = hash_bytes(checksum, slot + layout.scale_at + row * plan.row_scale_bytes,
-                            plan.row_scale_bytes);
+      checksum =
+          hash_bytes(checksum, slot + layout.scale_at + row * plan.row_scale_bytes, plan.row_scale_bytes);
     sound = message_checksum(slot, layout, entries, checksum) == header.checksum;
   }
   if (sound) return;

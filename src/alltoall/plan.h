@@ -40,15 +40,17 @@ struct BufferPlan {
   std::int64_t landing_entries = 0;   ///< Most entries of one message
   std::int64_t landing_rows = 0;      ///< Most token rows of one message
   std::int64_t landing_entry_at = 0;  ///< In a landing slot, behind the header
-  std::int64_t landing_row_at = 0;    ///< Of messages that are too long to travel in one piece; see message_layout()
+  std::int64_t landing_row_at =
+      0;  ///< Of messages that are too long to travel in one piece; see message_layout()
   std::int64_t landing_scale_at = 0;
   std::int64_t landing_stride = 0;
-  std::int64_t staging_bytes = 0;         ///< Ring of messages and rows on their way out
-  std::int64_t landing_offset = 0;        ///< [max_slots] slots
-  std::int64_t begin_offset = 0;          ///< [R + 1] int64 position_begin, for the landing ranks of the home
-  std::int64_t published_offset = 0;      ///< [max_arriving] int32 positions, likewise
-  std::int64_t return_header_offset = 0;  ///< [R] ReturnHeader, one per rank that returns results; check_messages only
-  std::int64_t return_offset = 0;         ///< Results on their way home, output_row_bytes apart
+  std::int64_t staging_bytes = 0;     ///< Ring of messages and rows on their way out
+  std::int64_t landing_offset = 0;    ///< [max_slots] slots
+  std::int64_t begin_offset = 0;      ///< [R + 1] int64 position_begin, for the landing ranks of the home
+  std::int64_t published_offset = 0;  ///< [max_arriving] int32 positions, likewise
+  std::int64_t return_header_offset =
+      0;  ///< [R] ReturnHeader, one per rank that returns results; check_messages only
+  std::int64_t return_offset = 0;  ///< Results on their way home, output_row_bytes apart
   std::int64_t staging_offset = 0;
 
   WorkspaceSize parts;

@@ -29,12 +29,12 @@ void expect(bool ok, const std::string& what) {
 constexpr std::int64_t kTokens = 96;
 constexpr std::int64_t kHidden = 40;
 
-AllToAllConfig bf16_config(Path path) {
+AllToAllConfig bf16_config(Path path, std::int64_t hidden = kHidden) {
   AllToAllConfig config;
   config.max_tokens = kTokens;
   config.num_experts = 30;
   config.top_k = 5;
-  config.hidden = kHidden;
+  config.hidden = hidden;
   config.path = path;
   config.deadline = std::chrono::milliseconds(20'000);
   return config;
@@ -139,6 +139,7 @@ struct Shape {
   std::int32_t ranks;
   std::int32_t nodes;
   Path path;
+  std::int64_t hidden = kHidden;  ///< Long rows do not travel in one put with their message
 };
 
 class CrossingTest : public testing::TestWithParam<Shape> {};
@@ -147,7 +148,7 @@ TEST_P(CrossingTest, MovesTheBytesOfTheTokenMatrix) {
   const Shape shape = GetParam();
   on_nodes(shape.ranks, shape.nodes, [&](Transport& transport) {
     const World& world = transport.world();
-    const AllToAllConfig config = bf16_config(shape.path);
+    const AllToAllConfig config = bf16_config(shape.path, shape.hidden);
     AllToAll object(transport, config);
     const Input input(config, world.rank);
     static_cast<void>(run_step(object, world.rank, input));
@@ -235,7 +236,7 @@ TEST_P(CrossingTest, SumsBeforeItCrossesWhereAskedTo) {
   const Shape shape = GetParam();
   on_nodes(shape.ranks, shape.nodes, [&](Transport& transport) {
     const World& world = transport.world();
-    AllToAllConfig config = bf16_config(shape.path);
+    AllToAllConfig config = bf16_config(shape.path, shape.hidden);
     config.presum = true;
     config.check_messages = true;
     AllToAll object(transport, config);
@@ -278,7 +279,7 @@ TEST_P(DamageTest, IsFound) {
     const auto outcomes = run_ranks({.ranks = shape.ranks}, [&](Transport& transport) {
       FaultOptions faults{.seed = 3};
       if (transport.world().rank == 1) (truncate ? faults.truncate_probability : faults.flip_probability) = 1;
-      AllToAllConfig config = bf16_config(shape.path);
+      AllToAllConfig config = bf16_config(shape.path, shape.hidden);
       config.check_messages = true;
       config.deadline = std::chrono::milliseconds(3000);
       const auto apart =
@@ -318,19 +319,23 @@ TEST_P(DamageTest, IsFound) {
 
 std::string shape_name(const testing::TestParamInfo<Shape>& info) {
   return std::to_string(info.param.ranks) + "RanksOn" + std::to_string(info.param.nodes) + "Nodes" +
-         (info.param.path == Path::flat ? "Flat" : "Hierarchical");
+         (info.param.path == Path::flat ? "Flat" : "Hierarchical") +
+         (info.param.hidden == kHidden ? "" : "LongRows");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CrossingTest,
                          testing::Values(Shape{2, 2, Path::flat}, Shape{4, 2, Path::flat},
                                          Shape{4, 2, Path::hierarchical}, Shape{5, 2, Path::hierarchical},
                                          Shape{6, 3, Path::hierarchical}, Shape{8, 4, Path::hierarchical},
-                                         Shape{8, 8, Path::flat}),
+                                         Shape{8, 8, Path::flat}, Shape{4, 2, Path::flat, 1016},
+                                         Shape{6, 3, Path::hierarchical, 1016}),
                          shape_name);
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DamageTest,
                          testing::Values(Shape{2, 2, Path::flat}, Shape{4, 2, Path::flat},
-                                         Shape{4, 2, Path::hierarchical}, Shape{6, 3, Path::hierarchical}),
+                                         Shape{4, 2, Path::hierarchical}, Shape{6, 3, Path::hierarchical},
+                                         Shape{4, 2, Path::flat, 1016},
+                                         Shape{6, 3, Path::hierarchical, 1016}),
                          shape_name);
 
 TEST(CrossingWorkspaceTest, IsWhatTheDocumentationSays) {
