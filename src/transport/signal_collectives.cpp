@@ -41,7 +41,7 @@ SignalCollectives::SignalCollectives(Transport& transport, std::int64_t max_byte
     : transport_(transport),
       rank_(transport.world().rank),
       size_(transport.world().size),
-      max_bytes_(max_bytes),
+      sizes_{.rank = rank_, .size = size_, .max_bytes = max_bytes},
       pull_(transport.capabilities().load_store),
       outgoing_(static_cast<std::size_t>(size_)),
       incoming_(static_cast<std::size_t>(size_)),
@@ -89,10 +89,7 @@ void SignalCollectives::barrier(std::chrono::nanoseconds timeout) {
 
 void SignalCollectives::allgather(const void* send, std::int64_t bytes, void* receive,
                                   std::chrono::nanoseconds timeout) {
-  if (bytes < 0 || bytes > max_bytes_) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("rank {}: allgather of {} bytes; 0 to {} are allowed", rank_, bytes, max_bytes_));
-  }
+  sizes_.check_allgather(bytes);
   for (std::int32_t peer = 0; peer < size_; ++peer) {
     outgoing(peer) = {.offset = 0, .bytes = bytes};
     incoming(peer) = {.to = static_cast<std::byte*>(receive) + peer * bytes, .bytes = bytes};
@@ -102,11 +99,7 @@ void SignalCollectives::allgather(const void* send, std::int64_t bytes, void* re
 
 void SignalCollectives::alltoall(const void* send, std::int64_t bytes_per_peer, void* receive,
                                  std::chrono::nanoseconds timeout) {
-  if (bytes_per_peer < 0 || bytes_per_peer > max_bytes_ / size_) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("rank {}: alltoall of {} bytes per peer; 0 to {} are allowed with {} ranks",
-                            rank_, bytes_per_peer, max_bytes_ / size_, size_));
-  }
+  sizes_.check_alltoall(bytes_per_peer);
   for (std::int32_t peer = 0; peer < size_; ++peer) {
     outgoing(peer) = {.offset = peer * bytes_per_peer, .bytes = bytes_per_peer};
     incoming(peer) = {.to = static_cast<std::byte*>(receive) + peer * bytes_per_peer,
@@ -120,36 +113,12 @@ void SignalCollectives::alltoallv(const void* send, std::span<const std::int64_t
                                   std::span<const std::int64_t> receive_offsets,
                                   std::span<const std::int64_t> receive_bytes,
                                   std::chrono::nanoseconds timeout) {
-  const auto ranks = static_cast<std::size_t>(size_);
-  if (send_offsets.size() != ranks || send_bytes.size() != ranks || receive_offsets.size() != ranks ||
-      receive_bytes.size() != ranks) {
-    throw Error(
-        Errc::invalid_argument,
-        fmt::format("rank {}: alltoallv with {} send offsets, {} send sizes, {} receive offsets and {} "
-                    "receive sizes; {} of each are allowed",
-                    rank_, send_offsets.size(), send_bytes.size(), receive_offsets.size(),
-                    receive_bytes.size(), size_));
-  }
+  sizes_.check_alltoallv(send_offsets, send_bytes, receive_offsets, receive_bytes);
   std::int64_t extent = 0;
   for (std::int32_t peer = 0; peer < size_; ++peer) {
     const auto index = static_cast<std::size_t>(peer);
     const std::int64_t offset = send_offsets[index];
     const std::int64_t bytes = send_bytes[index];
-    if (offset < 0 || bytes < 0 || bytes > max_bytes_ || offset > max_bytes_ - bytes) {
-      throw Error(
-          Errc::invalid_argument,
-          fmt::format(
-              "rank {}: alltoallv sends {} bytes from offset {} to rank {}; pieces within 0 to {} are "
-              "allowed",
-              rank_, bytes, offset, peer, max_bytes_));
-    }
-    if (receive_offsets[index] < 0 || receive_bytes[index] < 0) {
-      throw Error(
-          Errc::invalid_argument,
-          fmt::format(
-              "rank {}: alltoallv receives {} bytes at offset {} from rank {}; neither may be negative",
-              rank_, receive_bytes[index], receive_offsets[index], peer));
-    }
     extent = std::max(extent, offset + bytes);
     outgoing(peer) = {.offset = offset, .bytes = bytes};
     incoming(peer) = {.to = static_cast<std::byte*>(receive) + receive_offsets[index],
@@ -193,7 +162,7 @@ void SignalCollectives::exchange(const char* phase, const std::byte* send, std::
 std::int64_t SignalCollectives::stage(const std::byte* send, std::int64_t extent, Way& way) {
   const auto begin = reinterpret_cast<std::uintptr_t>(send_buffer());
   const auto given = reinterpret_cast<std::uintptr_t>(send);
-  if (given >= begin && given <= begin + static_cast<std::uintptr_t>(max_bytes_ - extent)) {
+  if (given >= begin && given <= begin + static_cast<std::uintptr_t>(sizes_.max_bytes - extent)) {
     way = Way::pull_and_acknowledge;
     return send_at_ + static_cast<std::int64_t>(given - begin);
   }

@@ -8,6 +8,8 @@
 
 #include <shunt/transport/collectives.h>
 
+#include "collective_sizes.h"
+
 namespace shunt {
 
 /// Collectives over the operations of any Transport.
@@ -93,7 +95,7 @@ class SignalCollectives final : public Collectives {
   Transport& transport_;
   std::int32_t rank_;
   std::int32_t size_;
-  std::int64_t max_bytes_;
+  CollectiveSizes sizes_;
   bool pull_;  ///< Peers' memory can be loaded
   std::int64_t small_bytes_ = 0;
   std::int64_t chunk_bytes_ = 0;

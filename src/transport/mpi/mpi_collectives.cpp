@@ -34,7 +34,7 @@ MpiCollectives::MpiCollectives(Transport& transport, Communicator& communicator,
       progress_(std::move(progress)),
       rank_(transport.world().rank),
       size_(transport.world().size),
-      max_bytes_(max_bytes),
+      sizes_{.rank = rank_, .size = size_, .max_bytes = max_bytes},
       memory_(transport.allocate(max_bytes, "collectives", deadline)) {
   const auto ranks = static_cast<std::size_t>(size_);
   announced_.assign(ranks, 0);
@@ -76,10 +76,7 @@ void MpiCollectives::barrier(std::chrono::nanoseconds timeout) {
 
 void MpiCollectives::allgather(const void* send, std::int64_t bytes, void* receive,
                                std::chrono::nanoseconds timeout) {
-  if (bytes < 0 || bytes > max_bytes_) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("rank {}: allgather of {} bytes; 0 to {} are allowed", rank_, bytes, max_bytes_));
-  }
+  sizes_.check_allgather(bytes);
   const auto ranks = static_cast<std::size_t>(size_);
   const std::vector<std::int64_t> zero(ranks), sizes(ranks, bytes);
   std::vector<std::int64_t> offsets(ranks);
@@ -89,11 +86,7 @@ void MpiCollectives::allgather(const void* send, std::int64_t bytes, void* recei
 
 void MpiCollectives::alltoall(const void* send, std::int64_t bytes_per_peer, void* receive,
                               std::chrono::nanoseconds timeout) {
-  if (bytes_per_peer < 0 || bytes_per_peer > max_bytes_ / size_) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("rank {}: alltoall of {} bytes per peer; 0 to {} are allowed with {} ranks",
-                            rank_, bytes_per_peer, max_bytes_ / size_, size_));
-  }
+  sizes_.check_alltoall(bytes_per_peer);
   const auto ranks = static_cast<std::size_t>(size_);
   const std::vector<std::int64_t> sizes(ranks, bytes_per_peer);
   std::vector<std::int64_t> offsets(ranks);
@@ -106,34 +99,7 @@ void MpiCollectives::alltoallv(const void* send, std::span<const std::int64_t> s
                                std::span<const std::int64_t> receive_offsets,
                                std::span<const std::int64_t> receive_bytes,
                                std::chrono::nanoseconds timeout) {
-  const auto ranks = static_cast<std::size_t>(size_);
-  if (send_offsets.size() != ranks || send_bytes.size() != ranks || receive_offsets.size() != ranks ||
-      receive_bytes.size() != ranks) {
-    throw Error(
-        Errc::invalid_argument,
-        fmt::format("rank {}: alltoallv with {} send offsets, {} send sizes, {} receive offsets and {} "
-                    "receive sizes; {} of each are allowed",
-                    rank_, send_offsets.size(), send_bytes.size(), receive_offsets.size(),
-                    receive_bytes.size(), size_));
-  }
-  for (std::size_t p = 0; p < ranks; ++p) {
-    if (send_offsets[p] < 0 || send_bytes[p] < 0 || send_bytes[p] > max_bytes_ ||
-        send_offsets[p] > max_bytes_ - send_bytes[p]) {
-      throw Error(
-          Errc::invalid_argument,
-          fmt::format(
-              "rank {}: alltoallv sends {} bytes from offset {} to rank {}; pieces within 0 to {} are "
-              "allowed",
-              rank_, send_bytes[p], send_offsets[p], p, max_bytes_));
-    }
-    if (receive_offsets[p] < 0 || receive_bytes[p] < 0) {
-      throw Error(
-          Errc::invalid_argument,
-          fmt::format(
-              "rank {}: alltoallv receives {} bytes at offset {} from rank {}; neither may be negative",
-              rank_, receive_bytes[p], receive_offsets[p], p));
-    }
-  }
+  sizes_.check_alltoallv(send_offsets, send_bytes, receive_offsets, receive_bytes);
   exchange("alltoallv", send, send_offsets, send_bytes, receive, receive_offsets, receive_bytes, timeout);
 }
 

@@ -7,6 +7,7 @@
 
 #include <shunt/transport/collectives.h>
 
+#include "collective_sizes.h"
 #include "mpi/mpi_call.h"
 
 namespace shunt::mpi {
@@ -59,7 +60,7 @@ class MpiCollectives final : public Collectives {
   std::function<void()> progress_;
   std::int32_t rank_;
   std::int32_t size_;
-  std::int64_t max_bytes_;
+  CollectiveSizes sizes_;
   SymmetricBuffer memory_;
   Call last_;
   MPI_Request persistent_ = MPI_REQUEST_NULL;
