@@ -9,6 +9,8 @@
 #include <CLI/CLI.hpp>
 
 #include <shunt/bench/options.h>
+#include <shunt/core/error.h>
+#include <shunt/transport/launch.h>
 
 namespace shunt::cli {
 
@@ -43,6 +45,19 @@ inline void add_list(CLI::App& app, const std::string& name, const std::string& 
       ->take_all()
       ->expected(1, -1)
       ->allow_extra_args(false);
+}
+
+/// --rank-mode, for tests and sanitizers; --help does not show it.
+inline void add_rank_mode(CLI::App& app, RankMode& mode) {
+  add_text(app, "--rank-mode", "", "processes|threads",
+           [&mode](const std::string& option, const std::string& text) {
+             if (text != "processes" && text != "threads")
+               throw Error(
+                   Errc::invalid_argument,
+                   fmt::format("{}: \"{}\" is not allowed; allowed: processes, threads", option, text));
+             mode = text == "threads" ? RankMode::threads : RankMode::processes;
+           });
+  app.get_option("--rank-mode")->group("");
 }
 
 /// One line on the terminal that is written over; gone at the end.

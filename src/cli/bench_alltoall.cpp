@@ -116,14 +116,7 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
                 "Also time the parts of dispatch and combine (default)");
   app->add_flag("--quiet", typed->quiet, "No progress bar");
   app->add_flag("--list", typed->list, "List the methods, what they are and why some are absent");
-  add_text(
-      *app, "--rank-mode", "", "processes|threads", [&o](const std::string& option, const std::string& text) {
-        if (text != "processes" && text != "threads")
-          throw Error(Errc::invalid_argument,
-                      fmt::format("{}: \"{}\" is not allowed; allowed: processes, threads", option, text));
-        o.mode = text == "threads" ? RankMode::threads : RankMode::processes;
-      });
-  app->get_option("--rank-mode")->group("");
+  add_rank_mode(*app, o.mode);
   app->callback(
       [&command, typed, &arguments] { command = [typed, &arguments] { return run(*typed, arguments); }; });
 }

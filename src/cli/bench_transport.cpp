@@ -91,14 +91,7 @@ void add_bench_transport(CLI::App& parent, const std::vector<std::string>& argum
   add_whole(*app, "--deadline", "Milliseconds a rank waits for another (default 30000)", o.deadline_ms, 1,
             86'400'000);
   app->add_flag("--quiet", typed->quiet, "No progress bar");
-  add_text(
-      *app, "--rank-mode", "", "processes|threads", [&o](const std::string& option, const std::string& text) {
-        if (text != "processes" && text != "threads")
-          throw Error(Errc::invalid_argument,
-                      fmt::format("{}: \"{}\" is not allowed; allowed: processes, threads", option, text));
-        o.mode = text == "threads" ? RankMode::threads : RankMode::processes;
-      });
-  app->get_option("--rank-mode")->group("");
+  add_rank_mode(*app, o.mode);
   app->callback(
       [&command, typed, &arguments] { command = [typed, &arguments] { return run(*typed, arguments); }; });
 }
