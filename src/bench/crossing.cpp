@@ -22,7 +22,8 @@ std::vector<std::int64_t> other_groups(const ExpertPartition& experts, std::span
 
 }  // namespace
 
-Crossing expect_crossing(const Workload& workload, std::span<const std::int32_t> node_of, CrossingPath path) {
+Crossing expect_crossing(const Workload& workload, std::span<const std::int32_t> node_of, CrossingPath path,
+                         bool presum) {
   const Point& point = workload.point();
   Crossing crossing;
   crossing.path = path;
@@ -46,10 +47,10 @@ Crossing expect_crossing(const Workload& workload, std::span<const std::int32_t>
     rows += static_cast<double>(tokens) * expected_distinct_groups(point.num_experts, point.top_k, sizes);
     variance += static_cast<double>(tokens) * variance_distinct_groups(point.num_experts, point.top_k, sizes);
   }
-  crossing.counted_row_bytes =
-      payload * (path == CrossingPath::ranks ? traffic.other_ranks : traffic.other_nodes);
-  crossing.counted_result_bytes =
-      point.dp_size == 1 ? traffic.other_selections * workload.out_row_bytes() : -1;
+  const std::int64_t crossing_rows = path == CrossingPath::ranks ? traffic.other_ranks : traffic.other_nodes;
+  crossing.counted_row_bytes = payload * crossing_rows;
+  const std::int64_t results = presum ? crossing_rows : traffic.other_selections;
+  crossing.counted_result_bytes = point.dp_size == 1 ? results * workload.out_row_bytes() : -1;
   if (uniform) {
     crossing.uniform_row_bytes = rows * static_cast<double>(payload);
     crossing.uniform_row_sigma = std::sqrt(variance) * static_cast<double>(payload);

@@ -264,7 +264,7 @@ class PointRun {
     if (!spec.has_combine) stamps.combine_begin = stamps.combine_end = 0;
     if (verdict == nullptr) return;
     if (method.combined() != nullptr) {
-      const std::string sums = verifier_.check_combined(method.combined(), &verdict->hash);
+      const std::string sums = verifier_.check_combined(method.combined(), &verdict->hash, spec.presum);
       if (wrong.empty()) wrong = sums;
       verdict->hashed = true;
     }
@@ -308,9 +308,10 @@ class PointRun {
 
   /// Sums what crossed; empty, or how that is not what the expert choices ask for.
   std::string check_crossing(std::size_t i, const std::vector<Verdict>& verdicts) {
-    if (plan_.specs[i].crossing == CrossingPath::none) return {};
+    const MethodSpec& spec = plan_.specs[i];
+    if (spec.crossing == CrossingPath::none) return {};
     Crossing& crossing = result_.methods[i].crossing;
-    crossing = expect_crossing(workload_, settings_.node_of, plan_.specs[i].crossing);
+    crossing = expect_crossing(workload_, settings_.node_of, spec.crossing, spec.presum);
     for (std::size_t r = 0; r < verdicts.size(); ++r) {
       add_crossed(crossing.row_bytes, verdicts[r].crossed.rows, r == 0);
       add_crossed(crossing.result_bytes, verdicts[r].crossed.results, r == 0);

@@ -98,21 +98,27 @@ std::string Verifier::check_rows(const ArrivedRows& arrived) const {
   return {};
 }
 
-std::string Verifier::check_combined(const std::byte* combined, std::uint64_t* hash) {
+std::string Verifier::check_combined(const std::byte* combined, std::uint64_t* hash, bool presum) {
   const std::int64_t tokens = workload_.routing(workload_.group_of(rank_)).num_tokens;
   *hash = hash_bytes(combined, tokens * workload_.out_row_bytes());
-  if (known_good_.contains(*hash)) return {};
-  std::string wrong = check_sums(combined);
-  if (wrong.empty()) known_good_.insert(*hash);
+  std::set<std::uint64_t>& known_good = known_good_[presum ? 1 : 0];
+  if (known_good.contains(*hash)) return {};
+  std::string wrong = check_sums(combined, presum);
+  if (wrong.empty()) known_good.insert(*hash);
   return wrong;
 }
 
-std::string Verifier::check_sums(const std::byte* combined) const {
+std::string Verifier::check_sums(const std::byte* combined, bool presum) const {
   const Point& point = workload_.point();
   const std::int32_t group = workload_.group_of(rank_);
   const Routing& routing = workload_.routing(group);
   const double roundoff = unit_roundoff(point.out_dtype);
   const double step = smallest_step(point.out_dtype);
+  // Expert rows and the result are rounded once each, the fp32 sum once per k. A partial sum is one more row, with
+  // a sum in front of it and a place in the one behind it.
+  const double roundings =
+      (presum ? 3.1 : 2.1) * roundoff + ((presum ? 2 : 1) * point.top_k + 2) * std::ldexp(1.0, -24);
+  const double partial_sums = presum ? point.top_k : 0;
   std::vector<double> token(static_cast<std::size_t>(point.hidden));
   for (std::int64_t t = 0; t < routing.num_tokens; ++t) {
     const std::byte* from = workload_.token(group, t);
@@ -137,10 +143,7 @@ std::string Verifier::check_sums(const std::byte* combined) const {
       const double x = token[static_cast<std::size_t>(h)];
       const double expected = x * sum;
       const double got = static_cast<double>(load_element(point.out_dtype, row, h));
-      // Expert rows and the result are rounded once each, the fp32 sum once per k.
-      const double allowed =
-          std::abs(x) * size * (2.1 * roundoff + (point.top_k + 2) * std::ldexp(1.0, -24)) +
-          step * (2.0 + size);
+      const double allowed = std::abs(x) * size * roundings + step * (2.0 + size + partial_sums);
       if (!(std::abs(got - expected) <= allowed))
         return fmt::format("rank {}, token {}, element {}: combined {} where {} +- {} is right", rank_, t, h,
                            got, expected, allowed);

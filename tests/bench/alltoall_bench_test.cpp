@@ -86,10 +86,10 @@ TEST(AllToAllBenchTest, IsRightForHardShapes) {
 
 TEST(AllToAllBenchTest, RunsTheWaysOfANetworkOnOneNodeOnlyWhereTheyAreNamed) {
   AllToAllBenchOptions options = small_options();
-  options.methods = {"shunt", "shunt/flat", "shunt/hier"};
+  options.methods = {"shunt", "shunt/flat", "shunt/hier", "shunt/presum"};
   const PointResult result = run_one(options);
-  ASSERT_EQ(result.methods.size(), 3U);
-  EXPECT_EQ(hashes_of(result).size(), 1U);
+  ASSERT_EQ(result.methods.size(), 4U);
+  EXPECT_EQ(hashes_of(result).size(), 1U) << "nothing crosses, so nothing is summed before it does";
   EXPECT_EQ(result.nodes, 1);
   EXPECT_EQ(result.transport, "shm");
   EXPECT_EQ(result.clock, "common");
@@ -132,7 +132,12 @@ TEST(AllToAllBenchTest, CountsWhatCrossesBetweenNodesToTheByte) {
     std::set<std::string> hashes;
     const MethodResult* flat = nullptr;
     const MethodResult* hier = nullptr;
+    const MethodResult* presum = nullptr;
     for (const MethodResult& method : result.methods) {
+      if (method.name == "shunt/presum") {
+        presum = &method;  // rounds otherwise than all others; looked at below
+        continue;
+      }
       if (method.status == "skipped") {
         EXPECT_TRUE(is_absent(method) || method.name == "xcopy") << method.name << ": " << method.reason;
         continue;
@@ -154,9 +159,23 @@ TEST(AllToAllBenchTest, CountsWhatCrossesBetweenNodesToTheByte) {
     EXPECT_EQ(flat->crossing.row_bytes, flat->crossing.counted_row_bytes);
     EXPECT_LE(hier->crossing.row_bytes, flat->crossing.row_bytes);
     EXPECT_EQ(hier->crossing.uniform_row_bytes > 0, options.routings[0] == "uniform");
-    if (options.dp_size == 1) {
-      EXPECT_EQ(flat->crossing.result_bytes, flat->crossing.counted_result_bytes);
+    ASSERT_NE(presum, nullptr);
+    if (options.dp_size > 1) {
+      EXPECT_EQ(presum->status, "skipped");
+      EXPECT_EQ(presum->reason, "partial sums are for --dp-size 1, not 2");
+      continue;
     }
+    EXPECT_EQ(flat->crossing.result_bytes, flat->crossing.counted_result_bytes);
+    EXPECT_EQ(presum->status, "ok") << presum->reason;
+    EXPECT_TRUE(presum->correct);
+    EXPECT_EQ(presum->crossing.row_bytes, hier->crossing.row_bytes) << "rows go out as by shunt/hier";
+    EXPECT_EQ(presum->crossing.result_bytes, presum->crossing.counted_result_bytes);
+    const Workload workload(result.point, nullptr);
+    EXPECT_EQ(presum->crossing.result_bytes / workload.out_row_bytes(),
+              presum->crossing.row_bytes / (workload.row_bytes() + workload.scale_bytes()))
+        << "one row comes back for each that crossed";
+    EXPECT_LT(presum->crossing.result_bytes, hier->crossing.result_bytes);
+    EXPECT_FALSE(hashes.contains(presum->result_hash)) << "partial sums that were not rounded";
   }
 }
 
@@ -180,6 +199,17 @@ TEST(AllToAllBenchTest, FailsAMethodThatMovesMoreThanItsPathAsksFor) {
   EXPECT_EQ(report.status, exit_status(Errc::check_failed));
   const std::string& reason = report.points.at(0).methods.at(0).reason;
   EXPECT_NE(reason.find("bytes of rows crossed"), std::string::npos) << reason;
+}
+
+TEST(AllToAllBenchTest, FailsPartialSumsWhereEveryResultIsToComeBack) {
+  AllToAllBenchOptions options = cluster_options(4, 2);
+  options.methods = {"shunt/presum"};
+  for (MethodSpec& spec : options.registry)
+    if (spec.name == "shunt/presum") spec.presum = false;
+  const AllToAllBenchReport report = run_alltoall_bench(options, {"test"}, {});
+  EXPECT_TRUE(report.failed);
+  const std::string& reason = report.points.at(0).methods.at(0).reason;
+  EXPECT_NE(reason.find("bytes of results crossed"), std::string::npos) << reason;
 }
 
 TEST(AllToAllBenchTest, SkipsEverywhereWhatOneRankCannotRun) {

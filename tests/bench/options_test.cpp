@@ -98,10 +98,10 @@ TEST(BenchOptionsTest, SelectsMethodsByNameWithAllVariants) {
 TEST(BenchOptionsTest, ListsEveryMethodOfTheArchitecture) {
   const std::vector<MethodSpec> specs = alltoall_methods();
   for (const char* name :
-       {"scalar/alltoallv", "scalar/put", "simd/alltoallv", "simd/put", "dense",       "simd/mpi",
-        "simd/mpi-dedup",   "simd/gloo",  "torch",          "cpu/nccl", "cpu/nvshmem", "cuda/nccl",
-        "cuda/nvshmem",     "dense/nccl", "dense/nvshmem",  "shunt",    "shunt/view",  "shunt/flat",
-        "shunt/hier",       "xcopy",      "reduce",         "empty",    "memcpy"}) {
+       {"scalar/alltoallv", "scalar/put",   "simd/alltoallv", "simd/put", "dense",       "simd/mpi",
+        "simd/mpi-dedup",   "simd/gloo",    "torch",          "cpu/nccl", "cpu/nvshmem", "cuda/nccl",
+        "cuda/nvshmem",     "dense/nccl",   "dense/nvshmem",  "shunt",    "shunt/view",  "shunt/flat",
+        "shunt/hier",       "shunt/presum", "xcopy",          "reduce",   "empty",       "memcpy"}) {
     const auto found =
         std::find_if(specs.begin(), specs.end(), [&](const MethodSpec& spec) { return spec.name == name; });
     ASSERT_NE(found, specs.end()) << name;

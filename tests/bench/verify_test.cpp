@@ -44,6 +44,28 @@ TEST(VerifierTest, AcceptsRightSumsAndNamesAWrongOne) {
   EXPECT_NE(hash, changed);
 }
 
+TEST(VerifierTest, AllowsPartialSumsOneRoundingMoreAndNobodyElse) {
+  Point point = small_point();
+  point.top_k = point.num_experts;
+  point.out_dtype = DType::f32;
+  const Workload workload(point, nullptr);
+  Verifier verifier(workload, 1);
+  const auto moved_by = [&](double roundings) {
+    std::vector<std::byte> sums = right_sums(workload, 1);
+    std::byte* const row = sums.data() + 2 * workload.out_row_bytes();
+    const auto value = static_cast<double>(load_element(point.out_dtype, row, 7));
+    EXPECT_NE(value, 0);
+    store_element(point.out_dtype, row, 7, static_cast<float>(value * (1 + roundings * 0x1p-24)));
+    return sums;
+  };
+  // With K = 6, 2.1 + 8 roundings are allowed to all, 3.1 + 14 to partial sums; up to two more come from storing.
+  const std::vector<std::byte> partial = moved_by(13.6);
+  std::uint64_t hash = 0;
+  EXPECT_EQ(verifier.check_combined(partial.data(), &hash, true), "");
+  EXPECT_NE(verifier.check_combined(partial.data(), &hash, false), "") << "known from the wider bound";
+  EXPECT_NE(verifier.check_combined(moved_by(22).data(), &hash, true), "");
+}
+
 TEST(VerifierTest, RefusesPoison) {
   const Workload workload(small_point(), nullptr);
   Verifier verifier(workload, 0);

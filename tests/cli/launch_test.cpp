@@ -92,6 +92,7 @@ class LaunchTest : public testing::Test {
       EXPECT_EQ(record.at("clock"), "common") << "all on this machine";
       if (record.at("status") != "ok") continue;
       measured.insert(record.at("method"));
+      if (record.at("method") == "shunt/presum") continue;  // other rounding
       if (record.at("tokens_per_rank") == 4 && record.at("result_hash") != "")
         hashes.insert(record.at("result_hash"));
     }
@@ -99,6 +100,7 @@ class LaunchTest : public testing::Test {
     for (const char* method : {"shunt", "simd/put", "simd/alltoallv", "xcopy", "reduce"})
       EXPECT_TRUE(measured.contains(method)) << method;
     EXPECT_EQ(measured.contains("shunt/hier"), nodes > 1);
+    EXPECT_EQ(measured.contains("shunt/presum"), nodes > 1);
   }
 
   std::string folder_;

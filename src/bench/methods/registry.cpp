@@ -16,24 +16,23 @@
 namespace shunt::bench {
 namespace {
 
-MethodSpec shunt_method(const char* name, const char* summary, Delivery delivery, Path path) {
+MethodSpec shunt_method(const char* name, const char* summary, const ShuntWay& way) {
   MethodSpec spec{.name = name, .summary = summary};
-  spec.kind = delivery == Delivery::view ? MethodKind::view : MethodKind::rows;
+  spec.kind = way.delivery == Delivery::view ? MethodKind::view : MethodKind::rows;
   spec.inner_phases_cost = true;
   // With one rank on each node, a token per node is a token per rank.
-  spec.crossing = path == Path::flat ? CrossingPath::ranks : CrossingPath::nodes;
-  spec.own_bytes = [delivery, path](const Workload& workload, const MethodSettings& settings) {
-    return shunt_bytes(workload, settings, delivery, path);
+  spec.crossing = way.path == Path::flat ? CrossingPath::ranks : CrossingPath::nodes;
+  spec.presum = way.presum;
+  spec.own_bytes = [way](const Workload& workload, const MethodSettings& settings) {
+    return shunt_bytes(workload, settings, way);
   };
-  spec.make = [delivery, path](const MethodContext& context) {
-    return make_shunt_method(context, delivery, path);
-  };
+  spec.make = [way](const MethodContext& context) { return make_shunt_method(context, way); };
   return spec;
 }
 
 /// Ways of shunt that differ from it only where some memory cannot be loaded.
-MethodSpec network_method(const char* name, const char* summary, Path path) {
-  MethodSpec spec = shunt_method(name, summary, Delivery::rows, path);
+MethodSpec network_method(const char* name, const char* summary, const ShuntWay& way) {
+  MethodSpec spec = shunt_method(name, summary, way);
   spec.only_if_asked = [](const Transport& transport) -> std::string {
     return transport.capabilities().load_store ? "one node: the same as shunt" : "";
   };
@@ -129,14 +128,16 @@ const char* inner_name(Inner inner) noexcept {
 
 std::vector<MethodSpec> alltoall_methods() {
   std::vector<MethodSpec> all;
-  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place", Delivery::rows,
-                             Path::automatic));
-  all.push_back(shunt_method("shunt/view", "pointers to the rows where the sources hold them", Delivery::view,
-                             Path::automatic));
-  all.push_back(
-      network_method("shunt/flat", "over several nodes, a token crosses once to each rank", Path::flat));
+  all.push_back(shunt_method("shunt", "rows copied once, straight to their expert's place", {}));
+  all.push_back(shunt_method("shunt/view", "pointers to the rows where the sources hold them",
+                             {.delivery = Delivery::view}));
+  all.push_back(network_method("shunt/flat", "over several nodes, a token crosses once to each rank",
+                               {.path = Path::flat}));
   all.push_back(network_method("shunt/hier", "over several nodes, a token crosses once to each node",
-                               Path::hierarchical));
+                               {.path = Path::hierarchical}));
+  all.push_back(network_method("shunt/presum",
+                               "as shunt/hier, and one sum of its results crosses back (other rounding)",
+                               {.path = Path::hierarchical, .presum = true}));
 
   MethodSpec empty{.name = "empty", .summary = "floor: shunt's step with zero tokens"};
   empty.kind = MethodKind::floor;

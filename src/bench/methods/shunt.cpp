@@ -3,14 +3,16 @@
 #include <cstring>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include <shunt/alltoall/all_to_all.h>
+#include <shunt/core/error.h>
 #include <shunt/pack/kernels.h>
 
 namespace shunt::bench {
 namespace {
 
-AllToAllConfig make_config(const Workload& workload, const MethodSettings& settings, Delivery delivery,
-                           Path path) {
+AllToAllConfig make_config(const Workload& workload, const MethodSettings& settings, const ShuntWay& way) {
   const Point& point = workload.point();
   AllToAllConfig config;
   config.max_tokens = point.tokens;
@@ -26,9 +28,10 @@ AllToAllConfig make_config(const Workload& workload, const MethodSettings& setti
   config.dp_size = point.dp_size;
   config.layout = settings.layout;
   config.alignment = settings.alignment;
-  config.delivery = delivery;
+  config.delivery = way.delivery;
   config.max_recv_rows = settings.max_recv_rows;
-  config.path = path;
+  config.path = way.path;
+  config.presum = way.presum;
   config.record_waits = settings.record_inner;
   config.deadline = settings.deadline;
   return config;
@@ -59,7 +62,8 @@ class ShuntMethod final : public Method {
     const MutableRows buffer = all_to_all_.token_buffer();
     const TokenInput input{
         .tokens = Rows(buffer.data, tokens_, point.hidden, point.in_dtype, buffer.row_stride_bytes),
-        .scales = workload_.num_scales() > 0 ? all_to_all_.token_scales() : nullptr};
+        .scales = workload_.num_scales() > 0 ? all_to_all_.token_scales() : nullptr,
+        .weights = all_to_all_.config().presum ? routing_.weights.data() : nullptr};
     auto sent = all_to_all_.dispatch_send(
         input, View2<const std::int32_t>(routing_.ids.data(), tokens_, point.top_k));
     received_ = all_to_all_.dispatch_recv(std::move(sent));
@@ -174,24 +178,29 @@ class ShuntMethod final : public Method {
   Received received_;
 };
 
+bool refused(const Workload& workload, const ShuntWay& way) {
+  return way.presum && workload.point().dp_size != 1;
+}
+
 }  // namespace
 
-std::unique_ptr<Method> make_shunt_method(const MethodContext& context, Delivery delivery, Path path) {
-  return std::make_unique<ShuntMethod>(
-      context, make_config(context.workload, context.settings, delivery, path), false);
+std::unique_ptr<Method> make_shunt_method(const MethodContext& context, const ShuntWay& way) {
+  if (refused(context.workload, way))
+    throw Error(Errc::unavailable,
+                fmt::format("partial sums are for --dp-size 1, not {}", context.workload.point().dp_size));
+  return std::make_unique<ShuntMethod>(context, make_config(context.workload, context.settings, way), false);
 }
 
 std::unique_ptr<Method> make_empty_method(const MethodContext& context) {
-  AllToAllConfig config = make_config(context.workload, context.settings, Delivery::rows, Path::automatic);
+  AllToAllConfig config = make_config(context.workload, context.settings, {});
   config.max_tokens = 0;
   config.max_recv_rows = -1;
   return std::make_unique<ShuntMethod>(context, config, true);
 }
 
-std::int64_t shunt_bytes(const Workload& workload, const MethodSettings& settings, Delivery delivery,
-                         Path path) {
-  return workspace_size(make_config(workload, settings, delivery, path), workload.point().ranks,
-                        settings.node_of)
+std::int64_t shunt_bytes(const Workload& workload, const MethodSettings& settings, const ShuntWay& way) {
+  if (refused(workload, way)) return 0;
+  return workspace_size(make_config(workload, settings, way), workload.point().ranks, settings.node_of)
       .total();
 }
 

@@ -87,7 +87,7 @@ class Method {
   /// where the method does not count them.
   struct Crossed {
     std::int64_t rows = -1;      ///< Tokens and their scales in dispatch
-    std::int64_t results = -1;   ///< Expert results in combine
+    std::int64_t results = -1;   ///< Expert results, or partial sums, in combine
     std::int64_t messages = -1;  ///< Everything else of both
   };
   [[nodiscard]] virtual Crossed crossed() const { return {}; }
@@ -170,6 +170,9 @@ struct MethodSpec {
   bool asked_for = false;  ///< Named in --methods
   /// Which bytes cross, for methods whose Method::crossed() counts them: the count must be right to the byte.
   CrossingPath crossing = CrossingPath::none;
+  /// Results of a token are summed where its row landed and only the sum, rounded once more, crosses: one row of
+  /// results for each row of tokens.
+  bool presum = false;
   /// The same by a look that costs time, taken only once the method is wanted; empty where there is none.
   std::function<std::string()> look{};
   bool opens_sockets = false;  ///< Runs only if named, or with --peers

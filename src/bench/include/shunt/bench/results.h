@@ -24,10 +24,10 @@ struct PhaseResult {
 struct Crossing {
   CrossingPath path = CrossingPath::none;
   std::int64_t row_bytes = -1;             ///< Tokens and scales in dispatch, as the method counted them
-  std::int64_t result_bytes = -1;          ///< Expert results in combine, likewise
+  std::int64_t result_bytes = -1;          ///< Expert results, or partial sums, in combine, likewise
   std::int64_t message_bytes = -1;         ///< Everything else of both, likewise
   std::int64_t counted_row_bytes = -1;     ///< What row_bytes must be, counted from the expert choices
-  std::int64_t counted_result_bytes = -1;  ///< Results of all selections on other nodes; dp_size 1 only
+  std::int64_t counted_result_bytes = -1;  ///< What result_bytes must be, likewise; dp_size 1 only
   double uniform_row_bytes = -1;           ///< Closed form for uniform routing, and its standard deviation
   double uniform_row_sigma = -1;
 };

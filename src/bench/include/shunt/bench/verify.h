@@ -20,14 +20,16 @@ class Verifier {
   /// Empty where every row is right; else which is not and how.
   [[nodiscard]] std::string check_rows(const ArrivedRows& arrived) const;
   /// The same for combined tokens; `hash` gets the hash of their bytes. Bits that were checked before are
-  /// recognised by their hash.
-  [[nodiscard]] std::string check_combined(const std::byte* combined, std::uint64_t* hash);
+  /// recognised by their hash. `presum`: partial sums were rounded on their way (MethodSpec::presum), which
+  /// allows one rounding more.
+  [[nodiscard]] std::string check_combined(const std::byte* combined, std::uint64_t* hash,
+                                           bool presum = false);
 
  private:
-  [[nodiscard]] std::string check_sums(const std::byte* combined) const;
+  [[nodiscard]] std::string check_sums(const std::byte* combined, bool presum) const;
   const Workload& workload_;
   std::int32_t rank_;
-  std::set<std::uint64_t> known_good_;
+  std::set<std::uint64_t> known_good_[2];  ///< By `presum`: each bound has its own
 };
 
 }  // namespace shunt::bench
