@@ -1,23 +1,12 @@
 #include <shunt/cluster/model_shape.h>
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <stdexcept>
-
-#include <gtest/gtest.h>
-
-#include <shunt/core/error.h>
 
 #include "nearest.h"
+#include "temporary_directory.h"
 
 namespace shunt {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kPresets = "presets/models";
 constexpr const char* kGood =
@@ -25,22 +14,11 @@ constexpr const char* kGood =
 
 class ModelShapeTest : public testing::Test {
  protected:
-  ModelShapeTest() {
-    std::string name = (fs::temp_directory_path() / "shunt-cluster-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make " + name);
-    dir_ = name;
-  }
-  ~ModelShapeTest() override { fs::remove_all(dir_); }
-
   std::string write(const std::string& name, const std::string& content) const {
-    std::ofstream(dir_ + "/" + name) << content;
-    return dir_ + "/" + name;
+    return dir_.write(name, content);
   }
-
-  /// kGood with one part replaced.
   static std::string with(const std::string& from, const std::string& to) {
-    std::string text = kGood;
-    return text.replace(text.find(from), from.size(), to);
+    return replaced(kGood, from, to);
   }
 
   void refuse(const std::string& content, const std::string& message) const {
@@ -48,18 +26,7 @@ class ModelShapeTest : public testing::Test {
     expect_error(Errc::io, path + ":" + message, [&] { (void)read_model_shape(path); });
   }
 
-  template <class Body>
-  static void expect_error(Errc code, const std::string& message, Body&& body) {
-    try {
-      body();
-      ADD_FAILURE() << "no error; expected: " << message;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code);
-      EXPECT_EQ(error.what(), message);
-    }
-  }
-
-  std::string dir_;
+  TemporaryDirectory dir_;
 };
 
 TEST_F(ModelShapeTest, EveryShippedPresetParses) {
@@ -105,7 +72,7 @@ TEST_F(ModelShapeTest, SuggestsTheNearestPreset) {
       Errc::invalid_argument,
       "model preset \"bet\" does not exist; did you mean \"beta\"? Allowed are a path that ends in .toml "
       "and alpha, beta",
-      [&] { (void)find_model_shape("bet", dir_); });
+      [&] { (void)find_model_shape("bet", dir_.path()); });
 }
 
 TEST_F(ModelShapeTest, NamesDirectoryThatCannotBeListed) {
@@ -113,21 +80,19 @@ TEST_F(ModelShapeTest, NamesDirectoryThatCannotBeListed) {
                "no/such: cannot list the model presets: No such file or directory; SHUNT_PRESETS names their "
                "directory",
                [] { (void)list_presets("no/such"); });
-  expect_error(Errc::invalid_argument, "model preset \"r1\": " + dir_ + " holds no presets",
-               [&] { (void)find_model_shape("r1", dir_); });
-  expect_error(Errc::io, dir_ + "/none.toml: cannot read this file",
-               [&] { (void)read_model_shape(dir_ + "/none.toml"); });
+  expect_error(Errc::invalid_argument, "model preset \"r1\": " + dir_.path() + " holds no presets",
+               [&] { (void)find_model_shape("r1", dir_.path()); });
+  expect_error(Errc::io, dir_.path() + "/none.toml: cannot read this file",
+               [&] { (void)read_model_shape(dir_.path() + "/none.toml"); });
 }
 
 TEST_F(ModelShapeTest, NamesLineAndColumnOfEveryMistake) {
   refuse(with("experts", "expert"),
          "4:1: unknown key \"expert\"; did you mean \"experts\"? Allowed are format, description, source, "
-         "experts, "
-         "topk, hidden");
+         "experts, topk, hidden, architecture, attention, linear_attention");
   refuse(with("topk", "  tpok"),
          "5:3: unknown key \"tpok\"; did you mean \"topk\"? Allowed are format, description, source, "
-         "experts, topk, "
-         "hidden");
+         "experts, topk, hidden, architecture, attention, linear_attention");
   refuse(with("format = 1\n", ""), "1:1: key \"format\" is missing");
   refuse(with("hidden = 16\n", ""), "1:1: key \"hidden\" is missing");
   refuse(with("format = 1", "format = 2"), "1:10: format: expected an integer in [1, 1]");
@@ -153,8 +118,8 @@ TEST_F(ModelShapeTest, NamesLineOfBrokenToml) {
 TEST_F(ModelShapeTest, PresetDirectoryFollowsTheEnvironment) {
   ASSERT_EQ(unsetenv("SHUNT_PRESETS"), 0);
   EXPECT_EQ(list_presets(preset_directory()), list_presets(kPresets));
-  ASSERT_EQ(setenv("SHUNT_PRESETS", dir_.c_str(), 1), 0);
-  EXPECT_EQ(preset_directory(), dir_);
+  ASSERT_EQ(setenv("SHUNT_PRESETS", dir_.path().c_str(), 1), 0);
+  EXPECT_EQ(preset_directory(), dir_.path());
   ASSERT_EQ(unsetenv("SHUNT_PRESETS"), 0);
 }
 

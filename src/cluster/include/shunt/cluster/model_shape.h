@@ -16,7 +16,7 @@ struct ModelShape {
   std::int64_t hidden = 0;       ///< H
 };
 
-/// Reads a model preset (TOML, docs/formats.md "Model preset").
+/// Reads a model preset (TOML, docs/formats.md "Model preset"), but not its tables, which read_model reads.
 /// Errors: Errc::io with file:line:column for TOML that does not parse, unknown keys (the nearest key is
 ///         suggested), missing keys, values outside their range.
 [[nodiscard]] ModelShape read_model_shape(const std::string& path);
