@@ -194,6 +194,7 @@ struct AllToAll::Impl {
   /// Goes on without the ranks that are lost: agrees, moves to new memory and leaves the object idle.
   /// Result: the last step that a survivor has returned from. Errors: as Membership::agree.
   std::int64_t recover(const Error& loss);
+  [[nodiscard]] Agreement agree(const Error& loss);
   /// recover(), then Errc::peer_masked: the step must be repeated.
   [[noreturn]] void void_and_mask(const Error& loss);
   [[noreturn]] void throw_masked(const Error& loss, std::uint32_t step) const;

@@ -18,9 +18,7 @@ std::int64_t AllToAll::Impl::recover(const Error& loss) {
   Error last = loss;
   std::int64_t highest = returned;
   while (true) {
-    const std::int32_t suspect = last.peer();
-    const Agreement agreement = membership->agree(
-        suspect >= 0 ? std::span(&suspect, 1) : std::span<const std::int32_t>(), returned, config.deadline);
+    const Agreement agreement = agree(last);
     for (const std::int32_t rank : agreement.lost) live[at(rank)] = 0;
     highest = std::max(highest, agreement.highest);
     try {
@@ -35,6 +33,17 @@ std::int64_t AllToAll::Impl::recover(const Error& loss) {
   void_step = false;
   stage = Stage::idle;
   return highest;
+}
+
+Agreement AllToAll::Impl::agree(const Error& loss) {
+  const std::int32_t suspect = loss.peer();
+  try {
+    return membership->agree(suspect >= 0 ? std::span(&suspect, 1) : std::span<const std::int32_t>(),
+                             returned, config.deadline);
+  } catch (const Error& error) {
+    // Where the others went on without this rank, what it was doing meanwhile says why.
+    throw Error(error.code(), fmt::format("{}; before: {}", error.what(), loss.what()), error.peer());
+  }
 }
 
 /// A rank that was only slow may still write to the old memory, so nothing of the next step may lie there.

@@ -376,7 +376,19 @@ void Membership::Impl::put_states() {
 
 /// The other members learn of the decision before this rank goes on; afterwards it does not answer any more.
 Agreement Membership::Impl::conclude(const Choice& decision) {
-  for_each_peer([&](std::int32_t one) { mailbox.put_decision(one, epoch, decision); });
+  RankSet untold = decision.members;
+  for_each_peer([&](std::int32_t one) {
+    if (mailbox.put_decision(one, epoch, decision)) untold.remove(one);
+  });
+  // Those left out may be gone, and find it out otherwise if they are not; members are there.
+  untold.remove(rank);
+  const Deadline end = Clock::now() + window / kSilencePart;
+  while (untold.count() > 0 && Clock::now() < end) {
+    sched_yield();
+    for_each_peer([&](std::int32_t one) {
+      if (untold.has(one) && mailbox.put_decision(one, epoch, decision)) untold.remove(one);
+    });
+  }
   if (!decision.members.has(rank))
     end_left_out(rank, fmt::format("ranks {} are left", list(decision.members, size)));
   Agreement result{.lost = {}, .members = {}, .highest = decision.highest};
@@ -384,14 +396,14 @@ Agreement Membership::Impl::conclude(const Choice& decision) {
       [&](std::int32_t one) { (decision.members.has(one) ? result.members : result.lost).push_back(one); });
   // Also where nobody is lost: after a false alarm the transport goes on.
   transport.exclude(result.lost);
+  members = decision.members;
+  completed = epoch;
   try {
     transport.quiet();
     mailbox.forget_drafts();
   } catch (const Error&) {
     // One more rank is gone; the next wait for it says so.
   }
-  members = decision.members;
-  completed = epoch;
   return result;
 }
 

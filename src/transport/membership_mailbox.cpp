@@ -67,6 +67,8 @@ MembershipMailbox::MembershipMailbox(Transport& transport, Deadline deadline)
       size_(transport.world().size),
       sent_(static_cast<std::size_t>(size_)),
       taken_(static_cast<std::size_t>(size_)),
+      acknowledged_(static_cast<std::size_t>(size_)),
+      unsent_(static_cast<std::size_t>(size_)),
       unreachable_(static_cast<std::size_t>(size_)) {
   const std::int64_t set = (size_ + 63) / 64;
   register_bytes_ = slot_bytes(kRegisterNumbers + kRegisterSets * set);
@@ -80,16 +82,22 @@ MembershipMailbox::~MembershipMailbox() {
   transport_.release(memory_);
 }
 
-/// A transport may say at once that a peer is gone or takes nothing. That is what the agreement is about, so
-/// it only ends the talk to this peer.
+/// A transport may say at once that a peer is gone. That is what the agreement is about, so it only ends the talk to this
+/// peer. Nothing here waits for room: whoever waits for a rank that is gone is lost to the others himself.
+/// Result: false where there is no room now.
 template <class Call>
-void MembershipMailbox::towards(std::int32_t peer, const Call& call) {
-  if (!reachable(peer)) return;
+bool MembershipMailbox::towards(std::int32_t peer, const Call& call) {
+  if (!reachable(peer)) return true;
+  bool done = true;
+  transport_.set_waits_for_room(false);
   try {
     call();
-  } catch (const Error&) {
-    unreachable_[static_cast<std::size_t>(peer)] = 1;
+  } catch (const Error& error) {
+    done = error.code() != Errc::timeout;
+    if (done) unreachable_[static_cast<std::size_t>(peer)] = 1;
   }
+  transport_.set_waits_for_room(true);
+  return done;
 }
 
 std::int64_t MembershipMailbox::register_at(std::int32_t writer, std::uint64_t signal) const {
@@ -108,8 +116,17 @@ std::uint64_t MembershipMailbox::epoch_of(std::int32_t peer) {
 bool MembershipMailbox::take(std::int32_t peer, Register& to) {
   const std::uint64_t signal = transport_.poll_signal(memory_, register_word(peer));
   std::uint64_t& taken = taken_[static_cast<std::size_t>(peer)];
-  if (signal == taken) return false;
+  const bool newer = signal != taken;
   taken = signal;
+  if (newer) read_register(peer, signal, to);
+  std::uint64_t& told = acknowledged_[static_cast<std::size_t>(peer)];
+  if (told != signal &&
+      towards(peer, [&] { transport_.signal(memory_, peer, taken_word(rank_), signal & kCountMask); }))
+    told = signal;
+  return newer;
+}
+
+void MembershipMailbox::read_register(std::int32_t peer, std::uint64_t signal, Register& to) const {
   Reader reader(memory_.local + register_at(peer, signal));
   std::uint64_t proposing = 0;
   reader.get(to.epoch);
@@ -124,11 +141,12 @@ bool MembershipMailbox::take(std::int32_t peer, Register& to) {
   reader.get(to.suspects);
   reader.get(to.heard);
   to.proposing = proposing != 0;
-  towards(peer, [&] { transport_.signal(memory_, peer, taken_word(rank_), signal & kCountMask); });
-  return true;
 }
 
 bool MembershipMailbox::put(std::int32_t peer, const Register& state) {
+  Unsent& unsent = unsent_[static_cast<std::size_t>(peer)];
+  if (unsent.draft != nullptr && !send(peer, unsent)) return false;
+  unsent = {};
   std::uint64_t& sent = sent_[static_cast<std::size_t>(peer)];
   if (sent - transport_.poll_signal(memory_, taken_word(peer)) >= kSlots) return false;
   const std::uint64_t signal = state.epoch << kCountBits | ++sent;
@@ -144,12 +162,18 @@ bool MembershipMailbox::put(std::int32_t peer, const Register& state) {
   writer.add(state.proposed_choice);
   writer.add(state.suspects);
   writer.add(state.heard);
-  const auto& draft = drafts_.emplace_back(writer.take());
-  towards(peer, [&] {
-    transport_.put_signal(memory_, peer, register_at(rank_, signal), draft.data(),
-                          static_cast<std::int64_t>(draft.size() * 8), register_word(rank_), signal);
+  const Unsent next{.draft = &drafts_.emplace_back(writer.take()), .signal = signal};
+  if (send(peer, next)) return true;
+  unsent = next;
+  return false;
+}
+
+bool MembershipMailbox::send(std::int32_t peer, const Unsent& what) {
+  return towards(peer, [&] {
+    transport_.put_signal(memory_, peer, register_at(rank_, what.signal), what.draft->data(),
+                          static_cast<std::int64_t>(what.draft->size() * 8), register_word(rank_),
+                          what.signal);
   });
-  return true;
 }
 
 std::uint64_t MembershipMailbox::decision_of(std::int32_t peer) {
@@ -163,11 +187,11 @@ Choice MembershipMailbox::read_decision(std::int32_t peer, std::uint64_t epoch) 
   return choice;
 }
 
-void MembershipMailbox::put_decision(std::int32_t peer, std::uint64_t epoch, const Choice& choice) {
+bool MembershipMailbox::put_decision(std::int32_t peer, std::uint64_t epoch, const Choice& choice) {
   Writer writer;
   writer.add(choice);
   const auto& draft = drafts_.emplace_back(writer.take());
-  towards(peer, [&] {
+  return towards(peer, [&] {
     transport_.put_signal(memory_, peer, decision_at(rank_, epoch), draft.data(),
                           static_cast<std::int64_t>(draft.size() * 8), decision_word(rank_), epoch);
   });

@@ -81,16 +81,20 @@ class MembershipMailbox {
   [[nodiscard]] std::uint64_t epoch_of(std::int32_t peer);
   /// Takes peer's newest register. Result: whether it is newer than the last one taken.
   bool take(std::int32_t peer, Register& to);
-  /// Puts `state` to `peer`. Result: false where the peer has not taken enough of the earlier ones.
+  /// Puts `state` to `peer`. Result: false where the peer has not taken enough of the earlier ones, or takes nothing now.
   bool put(std::int32_t peer, const Register& state);
 
   /// The newest epoch for which `peer` has put a decision here, or 0.
   [[nodiscard]] std::uint64_t decision_of(std::int32_t peer);
   [[nodiscard]] Choice read_decision(std::int32_t peer, std::uint64_t epoch) const;
-  void put_decision(std::int32_t peer, std::uint64_t epoch, const Choice& choice);
+  /// Result: false where the peer takes nothing now.
+  bool put_decision(std::int32_t peer, std::uint64_t epoch, const Choice& choice);
 
   /// Drafts of what was put may be reused: everything has arrived, or its target is excluded.
-  void forget_drafts() { drafts_.clear(); }
+  void forget_drafts() {
+    unsent_.assign(unsent_.size(), {});
+    drafts_.clear();
+  }
 
  private:
   [[nodiscard]] std::int64_t register_word(std::int32_t writer) const { return writer * kSignalStride; }
@@ -106,7 +110,15 @@ class MembershipMailbox {
     return unreachable_[static_cast<std::size_t>(peer)] == 0;
   }
   template <class Call>
-  void towards(std::int32_t peer, const Call& call);
+  bool towards(std::int32_t peer, const Call& call);
+  /// A register whose signal is not known to have gone. It is put again as it is: with other content in the same slot
+  /// the two could mix where the network keeps no order.
+  struct Unsent {
+    const std::vector<std::uint64_t>* draft = nullptr;
+    std::uint64_t signal = 0;
+  };
+  bool send(std::int32_t peer, const Unsent& what);
+  void read_register(std::int32_t peer, std::uint64_t signal, Register& to) const;
 
   Transport& transport_;
   std::int32_t rank_;
@@ -118,6 +130,8 @@ class MembershipMailbox {
   SymmetricBuffer memory_;
   std::vector<std::uint64_t> sent_;                ///< [R] Registers put to each peer, ever
   std::vector<std::uint64_t> taken_;               ///< [R] Signal of the register last taken from each peer
+  std::vector<std::uint64_t> acknowledged_;        ///< [R] The same, as far as the peer has been told
+  std::vector<Unsent> unsent_;                     ///< [R]
   std::vector<std::uint8_t> unreachable_;          ///< [R] Operations towards them have failed
   std::deque<std::vector<std::uint64_t>> drafts_;  ///< A transport may read them until the peers have them
 };

@@ -323,6 +323,8 @@ void HybridTransport::over_network(std::int32_t peer, const char* phase, const O
     operation();
   } catch (const Error& error) {
     if (peer >= 0 && error.code() == Errc::peer_lost && has_finished(peer)) return;
+    const bool asked_to_agree = error.code() == Errc::peer_lost && error.peer() < 0;
+    if (!waits_for_room_ || asked_to_agree) throw;
     // Also where the network says that the rank is gone: others may not know yet, and would blame this one, which ends.
     if (peer >= 0 && (error.code() == Errc::timeout || error.code() == Errc::peer_lost)) {
       const std::int32_t blamed = error.peer() >= 0 ? error.peer() : peer;

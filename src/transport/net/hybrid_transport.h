@@ -47,7 +47,14 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
   void fence() override;
   void quiet() override;
-  void set_wait_breaker(WaitBreaker* breaker) noexcept override { node_->set_wait_breaker(breaker); }
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override {
+    node_->set_wait_breaker(breaker);
+    network_->set_wait_breaker(breaker);
+  }
+  void set_waits_for_room(bool on) noexcept override {
+    waits_for_room_ = on;
+    network_->end_waits_at(on ? Deadline::max() : Deadline::min());
+  }
   void exclude(std::span<const std::int32_t> ranks) override;
   std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline) override;
 
@@ -88,6 +95,7 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   void take_leave() noexcept;
 
   bool processes_;
+  bool waits_for_room_ = true;
   Bootstrap& bootstrap_;
   std::vector<std::int32_t> local_of_;   ///< [R] index in the segment, or -1: on another node
   std::vector<std::uint64_t> machines_;  ///< [R] which ranks share the memory of one machine

@@ -76,6 +76,8 @@ class Network {
   /// From now on no call waits for room beyond `end`, whatever the stall deadline and the fabric say: it throws
   /// Errc::timeout instead. Deadline::max() lifts it.
   virtual void end_waits_at(Deadline end) noexcept { static_cast<void>(end); }
+  /// See Transport::set_wait_breaker(); for waits for room.
+  virtual void set_wait_breaker(WaitBreaker* breaker) noexcept { static_cast<void>(breaker); }
   /// Forgets these ranks: what is queued for them is dropped, what comes from them has no effect.
   virtual void exclude(std::span<const std::int32_t> ranks) = 0;
 };

@@ -109,6 +109,13 @@ class OfiNetwork::Stall {
       sched_yield();
       return;
     }
+    if (network_.breaker_ != nullptr && network_.breaker_->breaks_waits()) {
+      throw Error(
+          Errc::peer_lost,
+          fmt::format("rank {}: another rank has lost one and asks who is left, while waiting for rank "
+                      "{} in put",
+                      network_.world_.rank, awaited_));
+    }
     if (waited > network_.settings_.stall_deadline) network_.throw_stalled(awaited_, waited);
     // Another rank may have ended well; only where this one stays stuck is that the likely reason.
     const std::int32_t gone = network_.bootstrap_.lost();
@@ -457,20 +464,22 @@ void OfiNetwork::write(Peer& peer, std::int32_t rank, const net::MemoryName& nam
       bounce ? std::min(kBounceBytes, fabric_.max_write_bytes()) : fabric_.max_write_bytes();
   for (std::int64_t done = 0; done < bytes;) {
     const std::int64_t piece = std::min(most, bytes - done);
-    const std::int32_t bounce_piece = bounce ? take_bounce(peer, rank) : -1;
     const std::byte* source = from + done;
+    // The operation first: it gives a piece of bounce memory back when it ends, however it ends.
+    Operation* operation = take_operation(peer, rank, Kind::write);
+    if (operation == nullptr) return;
     if (bounce) {
-      std::byte* copy = bounce_.get() + kBounceBytes * bounce_piece;
+      try {
+        operation->bounce = take_bounce(peer, rank);
+      } catch (...) {
+        free_operation(*operation);
+        throw;
+      }
+      std::byte* copy = bounce_.get() + kBounceBytes * operation->bounce;
       std::memcpy(copy, source, static_cast<std::size_t>(piece));
       source = copy;
       description = bounce_memory_ ? fi_mr_desc(bounce_memory_.get()) : nullptr;
     }
-    Operation* operation = take_operation(peer, rank, Kind::write);
-    if (operation == nullptr) {
-      if (bounce) free_bounce_.push_back(bounce_piece);
-      return;
-    }
-    operation->bounce = bounce_piece;
     const iovec local{.iov_base = const_cast<std::byte*>(source), .iov_len = static_cast<std::size_t>(piece)};
     const fi_rma_iov remote{.addr = name.words[kAddress] + static_cast<std::uint64_t>(offset + done),
                             .len = static_cast<std::size_t>(piece),

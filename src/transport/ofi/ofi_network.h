@@ -77,6 +77,7 @@ class OfiNetwork final : public net::Network {
   [[nodiscard]] std::int32_t lost() noexcept override;
   void exclude(std::span<const std::int32_t> ranks) override;
   void end_waits_at(Deadline end) noexcept override;
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { breaker_ = breaker; }
 
  private:
   enum class Kind : std::uint8_t { free, write, message, receive };
@@ -195,6 +196,7 @@ class OfiNetwork final : public net::Network {
   std::int64_t pending_ = 0;  ///< Operations towards peers that are not gone
   std::uint64_t completed_ = 0;
   Deadline end_of_waits_ = Deadline::max();
+  WaitBreaker* breaker_ = nullptr;
   std::string broken_;  ///< What libfabric said where no rank is to blame
 };
 

@@ -80,6 +80,7 @@ class Delayed final : public Transport {
     return inner_.poll_signal(buffer, signal_offset);
   }
   void set_wait_breaker(WaitBreaker* breaker) noexcept override { inner_.set_wait_breaker(breaker); }
+  void set_waits_for_room(bool on) noexcept override { inner_.set_waits_for_room(on); }
   void exclude(std::span<const std::int32_t> ranks) override {
     inner_.exclude(ranks);
     excluded_.resize(static_cast<std::size_t>(world_.size));

@@ -131,6 +131,10 @@ class Transport {
   /// Every long wait of this object looks at `breaker` and ends with Errc::peer_lost (peer() is -1) where it says so,
   /// unless the signal has come. It must outlive the waits; null: none. Nothing where the transport is not maskable.
   virtual void set_wait_breaker(WaitBreaker* breaker) noexcept { static_cast<void>(breaker); }
+  /// While off, a put or signal that finds no room towards its peer throws Errc::timeout at once, accuses nobody and
+  /// leaves the transport usable; the payload may have gone without its signal. For talk with ranks that may be gone.
+  /// Nothing where operations never wait. On at the start.
+  virtual void set_waits_for_room(bool on) noexcept { static_cast<void>(on); }
 
   /// Collective. Collectives over this transport; an implementation with better ones of its own overrides
   /// this.
