@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -178,6 +180,8 @@ void AllToAll::Impl::settle_void_step() {
 template <class Id>
 void AllToAll::Impl::dispatch_send(const TokenInput& input, View2<const Id> ids) {
   expect_stage(Stage::idle, "dispatch_send");
+  if (const auto loss = std::exchange(unreported_loss, std::nullopt); loss.has_value())
+    throw_masked(*loss, epoch + 1);
   const std::int64_t begin = now_ns();
   const std::int64_t tokens = input.live_tokens != nullptr ? *input.live_tokens : input.tokens.rows;
   check_ids(input, tokens, ids);

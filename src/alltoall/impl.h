@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -93,6 +94,7 @@ struct AllToAll::Impl {
   std::uint32_t epoch = 0;    ///< Of the step in progress or last finished; the first is 1
   std::int64_t returned = 0;  ///< Last step that this rank has finished; with a mask
   Stage stage = Stage::idle;
+  std::optional<Error> unreported_loss;  ///< Found when its step was complete; the next one says so
   bool void_step =
       false;  ///< The last step ended in dispatch_recv; peers may still be reading what we announced
 

@@ -110,6 +110,8 @@ void AllToAll::Impl::commit_step() {
     if (error.code() != Errc::timeout && error.code() != Errc::peer_lost) throw;
     const std::uint32_t step = epoch;
     if (recover(error) < step) throw_masked(error, step);
+    // Whoever had returned already loses the step after this one, and all lose the same.
+    unreported_loss = error;
   }
   returned = epoch;
 }

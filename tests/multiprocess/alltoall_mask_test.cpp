@@ -99,6 +99,7 @@ std::size_t at(std::int64_t n) {
 struct Diary {
   std::atomic<pid_t> pid[kMaxRanks];
   std::atomic<std::int64_t> step[kMaxRanks];
+  std::atomic<std::uint8_t> void_steps[kMaxRanks][kSteps];  ///< 1 where peer_masked said so
   std::atomic<std::uint32_t> alive[kMaxRanks][kSteps];  ///< Ranks that took part in a completed step, as bits
 };
 
@@ -151,6 +152,7 @@ class SteppingRank {
     } catch (const Error& error) {
       if (error.code() != Errc::peer_masked) throw;
       if (std::string(error.what()).find("is void") == std::string::npos) fail(error.what());
+      diary_->void_steps[at(rank_)][at(step)] = 1;
       return false;
     }
     std::uint32_t bits = 0;
@@ -296,9 +298,13 @@ void run_once(int run, int signal) {
     EXPECT_EQ(outcome.exit_status, 0) << "survivor " << outcome.rank << " in step "
                                       << diary->step[at(outcome.rank)] << ": " << outcome.message;
     if (survivor < 0) survivor = outcome.rank;
-    for (std::int64_t step = 0; step < kSteps; ++step)
+    for (std::int64_t step = 0; step < kSteps; ++step) {
+      EXPECT_EQ(diary->void_steps[at(outcome.rank)][at(step)], diary->void_steps[at(survivor)][at(step)])
+          << "of ranks " << outcome.rank << " and " << survivor << " one was not told that step " << step
+          << " is void";
       EXPECT_EQ(diary->alive[at(outcome.rank)][at(step)], diary->alive[at(survivor)][at(step)])
           << "ranks " << outcome.rank << " and " << survivor << " did step " << step << " with others";
+    }
   }
   ASSERT_GE(survivor, 0);
   EXPECT_EQ(std::popcount(diary->alive[at(survivor)][kSteps - 1].load()),
