@@ -27,6 +27,7 @@ int run(int argc, char** argv) {
   shunt::cli::add_bench_alltoall(*bench, arguments, command);
   shunt::cli::add_bench_transport(*bench, arguments, command);
   shunt::cli::add_doctor(app, command);
+  shunt::cli::add_plan(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

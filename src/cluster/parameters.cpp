@@ -7,13 +7,6 @@ std::int64_t norm_size(const ModelSpec& model) {
   return model.hidden * (model.norm_bias ? 2 : 1);
 }
 
-std::int64_t mlp(const ModelSpec& model, std::int64_t intermediate, bool bias) {
-  if (intermediate == 0) return 0;
-  const std::int64_t inputs = model.gated ? 2 : 1;
-  const std::int64_t matrices = (inputs + 1) * model.hidden * intermediate;
-  return matrices + (bias ? inputs * intermediate + model.hidden : 0);
-}
-
 void count_linear(const ModelSpec& model, LayerParameters& count) {
   const LinearAttentionSpec& a = model.linear;
   const std::int64_t keys = a.key_heads * a.key_dim;
@@ -56,6 +49,13 @@ void count_grouped(const ModelSpec& model, LayerParameters& count) {
 
 }  // namespace
 
+MlpParameters mlp_parameters(const ModelSpec& model, std::int64_t intermediate, bool bias) noexcept {
+  if (intermediate == 0) return {};
+  const std::int64_t inputs = model.gated ? 2 : 1;
+  return {(inputs + 1) * model.hidden * intermediate, bias ? inputs * intermediate : 0,
+          bias ? model.hidden : 0};
+}
+
 LayerParameters layer_parameters(const ModelSpec& model, const LayerSpec& layer) {
   LayerParameters count;
   if (layer.attention == LayerAttention::linear) {
@@ -67,14 +67,14 @@ LayerParameters layer_parameters(const ModelSpec& model, const LayerSpec& layer)
   }
   count.norms = model.norms_per_layer * norm_size(model);
   if (!layer.moe) {
-    count.dense_mlp = mlp(model, model.dense_intermediate, model.mlp_bias);
+    count.dense_mlp = mlp_parameters(model, model.dense_intermediate, model.mlp_bias).total();
     return count;
   }
   count.router = model.hidden * model.experts + (model.router_bias ? model.experts : 0) +
                  (model.selection_bias ? model.experts : 0);
   count.experts = model.experts;
-  count.expert = mlp(model, model.expert_intermediate, model.expert_bias);
-  count.shared = mlp(model, model.shared_intermediate, model.mlp_bias);
+  count.expert = mlp_parameters(model, model.expert_intermediate, model.expert_bias).total();
+  count.shared = mlp_parameters(model, model.shared_intermediate, model.mlp_bias).total();
   count.shared_gate = model.shared_gate ? model.hidden : 0;
   return count;
 }

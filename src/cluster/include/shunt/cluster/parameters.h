@@ -6,6 +6,19 @@
 
 namespace shunt {
 
+/// One MLP, or one expert.
+struct MlpParameters {
+  std::int64_t matrices = 0;
+  std::int64_t inner_biases = 0;  ///< Of the columns: divided with them
+  std::int64_t outer_bias = 0;    ///< Of the result, H
+
+  [[nodiscard]] std::int64_t total() const noexcept { return matrices + inner_biases + outer_bias; }
+};
+
+/// An MLP of `intermediate` columns of this model; nothing where that is 0.
+[[nodiscard]] MlpParameters mlp_parameters(const ModelSpec& model, std::int64_t intermediate,
+                                           bool bias) noexcept;
+
 /// Parameters of one layer, kept apart by how parallel training divides them.
 struct LayerParameters {
   std::int64_t attention_heads = 0;  ///< What belongs to query heads: divided by tensor parallelism

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <shunt/plan/report.h>
+
+#include "commands.h"
+
+namespace shunt::cli {
+
+/// --format, which every planner command has.
+void add_format(CLI::App& app, plan::Format& format);
+
+void print_report(const plan::Report& report, plan::Format format);
+
+void add_plan_memory(CLI::App& parent, Command& command);
+
+}  // namespace shunt::cli

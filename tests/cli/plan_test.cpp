@@ -1,0 +1,75 @@
+// The commands `shunt plan ...` as programs call them: JSON on stdout, exit status 2 with one sentence on stderr.
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "process.h"
+
+namespace shunt::cli {
+namespace {
+
+using Words = std::vector<std::string>;
+
+nlohmann::json json_of(Words words) {
+  words.insert(words.end(), {"--format", "json"});
+  // From another directory, so that presets are not found by chance.
+  const Ended ended = run_shunt(words, std::filesystem::temp_directory_path().string());
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  return nlohmann::json::parse(ended.out);
+}
+
+void expect_usage_error(const Words& words, const std::string& message) {
+  const Ended ended = run_shunt(words);
+  EXPECT_EQ(ended.status, 2) << ended.out;
+  EXPECT_EQ(ended.out, "");
+  EXPECT_EQ(ended.err, message);
+}
+
+TEST(PlanTest, ParamsCountsPresetsExactly) {
+  const nlohmann::json json = json_of({"plan", "params", "r1"});
+  EXPECT_EQ(json.at("total_parameters"), 671026419200);
+  EXPECT_EQ(json.at("kv_bytes_per_token"), 70272);
+  EXPECT_EQ(json.at("parts").back().at("parameters"), 671026419200);
+}
+
+TEST(PlanTest, MemoryTellsWhetherTrainingFits) {
+  const nlohmann::json json =
+      json_of({"plan", "memory", "--model", "mixtral-8x7b", "--tp", "1", "--pp", "4", "--ep", "8", "--dp",
+               "16", "--microbatches", "16", "--gpu", "h100", "--world", "64"});
+  EXPECT_EQ(json.at("world"), 64);
+  EXPECT_EQ(json.at("edp"), 2);
+  EXPECT_EQ(json.at("megatron_weights_optimizer_bytes"), 20063312640);
+  EXPECT_EQ(json.at("megatron_activation_bytes"), 17247109120);
+  EXPECT_EQ(json.at("fits"), true);
+  EXPECT_EQ(json.at("stages").size(), 4U);
+}
+
+TEST(PlanTest, MemoryTakesPublishedFormatsForServing) {
+  const nlohmann::json json = json_of(
+      {"plan", "memory", "--mode", "serving", "--model", "gpt-oss-120b", "--gpu", "h100", "--max-seqs", "8"});
+  EXPECT_EQ(json.at("weights"), "bf16");
+  EXPECT_EQ(json.at("expert_weights"), "mxfp4");
+  EXPECT_GT(json.at("kv_sequences_that_fit"), 8);
+}
+
+TEST(PlanTest, RefusesWithOneSentence) {
+  expect_usage_error(
+      {"plan", "memory", "--model", "r1", "--ep", "24", "--dp", "24"},
+      "shunt: ep 24 does not divide the 256 experts of r1; 8 redundant experts would make it 11 on "
+      "each\n");
+  expect_usage_error({"plan", "memory", "--model", "r1", "--dp", "8", "--world", "16"},
+                     "shunt: --world 16: tp 1 * cp 1 * dp 8 * pp 1 is 8\n");
+  expect_usage_error({"plan", "memory", "--model", "r1", "--max-len", "4096"},
+                     "shunt: --max-len is for serving, this is --mode training\n");
+  expect_usage_error({"plan", "memory", "--model", "r1", "--mode", "serving", "--zero", "1", "--dropout"},
+                     "shunt: --zero, --dropout are for training, this is --mode serving\n");
+  const Ended ended = run_shunt({"plan", "params", "r2"});
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_NE(ended.err.find("did you mean \"r1\"?"), std::string::npos) << ended.err;
+}
+
+}  // namespace
+}  // namespace shunt::cli
