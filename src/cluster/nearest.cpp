@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include <shunt/cluster/nearest.h>
+
 namespace shunt::detail {
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {
@@ -39,3 +41,11 @@ std::string nearest(std::string_view word, const std::vector<std::string>& candi
 }
 
 }  // namespace shunt::detail
+
+namespace shunt {
+
+std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
+  return detail::nearest(word, names);
+}
+
+}  // namespace shunt

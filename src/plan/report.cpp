@@ -32,7 +32,7 @@ std::string show(const RecordValue& value, Unit unit) {
         } else if constexpr (std::is_same_v<T, double>) {
           if (unit == Unit::bytes) return show_bytes(v);
           if (unit == Unit::share) return fmt::format("{:.2f} %", 100 * v);
-          return fmt::format("{:.4g}", v);
+          return fmt::format("{:.8g}", v);
         } else {
           std::string text;
           for (const auto& item : v) text += fmt::format("{}{}", text.empty() ? "" : " ", item);

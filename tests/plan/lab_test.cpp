@@ -1,0 +1,166 @@
+#include <shunt/plan/lab.h>
+
+#include <cmath>
+#include <cstdlib>
+
+#include "models.h"
+
+namespace shunt::plan::lab {
+namespace {
+
+// What the lab's own program prints, executed at eb2e8d4a: milliseconds, tokens per second, GiB.
+struct Printed {
+  const char* spec;
+  const char* target;
+  Role role;
+  double compute, dp, pipeline, ep, step, tokens, params, activations, total, margin;
+};
+
+constexpr Role B = Role::baseline;
+constexpr Role O = Role::optimized;
+constexpr const char* kDgx = "dgx_a100_175b";
+constexpr const char* kIb = "gpt_oss_120b_gb200_ib";
+
+constexpr Printed kPrinted[] = {
+    {kDgx, "parallelism_breakdown", B, 393.216, 6519.258, 3600, 240, 10752.474, 48759.8, 10.1863, 9.2500,
+     55.0885, 24.9115},
+    {kDgx, "parallelism_breakdown", O, 196.608, 3259.629, 2880, 30, 6366.237, 658835.7, 10.1863, 10.7500,
+     56.5885, 23.4115},
+    {kDgx, "pipeline_schedule", B, 98.304, 3259.629, 630, 5.625, 3993.558, 98462.6, 30.5590, 11.0312,
+     148.5468, -68.5468},
+    {kDgx, "pipeline_schedule", O, 196.608, 3259.629, 3600, 37.5, 7093.737, 739085.8, 11.0352, 10.7875,
+     60.4459, 19.5541},
+    {kDgx, "moe_grouping", B, 73.728, 6519.258, 1620, 472.5, 8685.486, 135818.3, 5.0932, 7.1641, 30.0833,
+     49.9167},
+    {kDgx, "moe_grouping", O, 196.608, 3259.629, 3240, 33.75, 6729.987, 701129.4, 10.1863, 10.7500, 56.5885,
+     23.4115},
+    {kDgx, "memory_budget", B, 393.216, 3259.629, 8640, 210, 12502.845, 1006403.9, 10.1863, 24.2500, 70.0885,
+     9.9115},
+    {kDgx, "memory_budget", O, 196.608, 3259.629, 2880, 30, 6366.237, 658835.7, 10.1863, 10.2438, 56.0823,
+     23.9177},
+    {kDgx, "network_affinity", B, 98.304, 1629.8145, 300, 21.875, 2049.9935, 1278755.3, 20.3727, 12.4375,
+     104.1146, -24.1146},
+    {kDgx, "network_affinity", O, 196.608, 3259.629, 3240, 33.75, 6729.987, 701129.4, 10.1863, 10.5813,
+     56.4198, 23.5802},
+    {kIb, "parallelism_breakdown", B, 786.432, 558.7935, 750, 50, 2145.2255, 488795.2, 6.9849, 12.7500,
+     44.1821, 147.8179},
+    {kIb, "parallelism_breakdown", O, 393.216, 279.3968, 600, 16.6667, 1289.2794, 6506431.2, 6.9849, 16.5000,
+     47.9321, 144.0679},
+    {kIb, "pipeline_schedule", B, 196.608, 279.3968, 131.25, 3.125, 610.3798, 1288430.6, 20.9548, 15.8750,
+     110.1714, 81.8286},
+    {kIb, "pipeline_schedule", O, 393.216, 279.3968, 750, 20.8333, 1443.4461, 7264393.1, 7.5670, 16.3750,
+     50.4265, 141.5735},
+    {kIb, "moe_grouping", B, 147.456, 558.7935, 337.5, 98.4375, 1142.1870, 2065595.1, 3.4925, 9.6250, 25.3411,
+     166.6589},
+    {kIb, "moe_grouping", O, 393.216, 279.3968, 675, 18.75, 1366.3628, 6906792.4, 6.9849, 16.5000, 47.9321,
+     144.0679},
+};
+
+Evaluation evaluated(const char* spec, const char* target, Role role) {
+  Settings settings;
+  settings.spec = spec;
+  return run(find_target(target), role, settings).evaluation;
+}
+
+TEST(LabTest, PrintsTheLabsOwnDigits) {
+  for (const Printed& p : kPrinted) {
+    const Evaluation e = evaluated(p.spec, p.target, p.role);
+    const std::string where =
+        std::string(p.spec) + " " + p.target + (p.role == B ? " baseline" : " optimized");
+    // Half of the last digit that was printed.
+    const double time = p.spec == kDgx ? 5.1e-4 : 5.1e-5;
+    EXPECT_NEAR(e.compute_ms, p.compute, time) << where;
+    EXPECT_NEAR(e.dp_time_ms, p.dp, time) << where;
+    EXPECT_NEAR(e.pipeline_time_ms, p.pipeline, 5.1e-5) << where;
+    EXPECT_NEAR(e.ep_time_ms, p.ep, 5.1e-5) << where;
+    EXPECT_NEAR(e.step_ms, p.step, time) << where;
+    EXPECT_NEAR(e.tokens_per_s, p.tokens, 0.051) << where;
+    EXPECT_NEAR(e.params_gb, p.params, 5.1e-5) << where;
+    EXPECT_NEAR(e.activation_gb, p.activations, 5.1e-5) << where;
+    EXPECT_NEAR(e.total_memory_gb, p.total, 5.1e-5) << where;
+    EXPECT_NEAR(e.memory_margin_gb, p.margin, 5.1e-5) << where;
+  }
+}
+
+TEST(LabTest, EthernetHasHalfTheNetwork) {
+  const char* spec = "gpt_oss_120b_gb200_ethernet";
+  EXPECT_NEAR(evaluated(spec, "parallelism_breakdown", B).step_ms, 3504.0191, 5.1e-5);
+  EXPECT_NEAR(evaluated(spec, "parallelism_breakdown", B).tokens_per_s, 299249.5, 0.051);
+  EXPECT_NEAR(evaluated(spec, "memory_budget", B).step_ms, 5061.8922, 5.1e-5);
+  EXPECT_NEAR(evaluated(spec, "memory_budget", B).tokens_per_s, 4971623.8, 0.051);
+  EXPECT_NEAR(evaluated(spec, "network_affinity", B).step_ms, 613.1576, 5.1e-5);
+  EXPECT_NEAR(evaluated(spec, "network_affinity", B).tokens_per_s, 8550624.5, 0.051);
+}
+
+TEST(LabTest, BubblesAreTheLabs) {
+  const auto bubbles = [](const char* target, double baseline, double optimized) {
+    EXPECT_NEAR(evaluated(kIb, target, B).bubble_fraction, baseline, 5.1e-5) << target;
+    EXPECT_NEAR(evaluated(kIb, target, O).bubble_fraction, optimized, 5.1e-5) << target;
+  };
+  bubbles("parallelism_breakdown", .6522, .1579);
+  bubbles("pipeline_schedule", .5385, .1304);
+  bubbles("moe_grouping", .2000, .1429);
+  bubbles("memory_budget", .1111, .1579);
+  bubbles("network_affinity", .0909, .1429);
+  bubbles("gpt_gb200", .2258, .1351);
+  bubbles("deepseek_gb200", .2258, .1220);
+}
+
+TEST(LabTest, NamesItsTargets) {
+  EXPECT_EQ(targets().size(), 9U);
+  for (const char* name :
+       {"moe_grouping", "moe_parallelism:moe_grouping", "labs/moe_parallelism:moe_grouping"})
+    EXPECT_EQ(find_target(name).name, "moe_grouping");
+  expect_refused(
+      "target \"moe_groping\" does not exist; did you mean \"moe_grouping\"? Allowed are alltoall_tuning, "
+      "deepseek_gb200, gpt_gb200, memory_budget, moe_grouping, moe_vllm_env, network_affinity, "
+      "parallelism_breakdown, pipeline_schedule",
+      [] { (void)find_target("moe_groping"); });
+  expect_refused(
+      "spec \"dgx\" does not exist; did you mean \"dgx_a100_175b\"? Allowed are gpt_oss_120b_gb200_ib, "
+      "gpt_oss_120b_gb200_ethernet, deepseek_r1_678b_gb200_ib, dgx_a100_175b",
+      [] { (void)find_spec("dgx"); });
+}
+
+TEST(LabTest, RefusesPlansForOtherModels) {
+  expect_refused(
+      "plan \"affinity, baseline\": stage_layers must sum to total layers: they sum to 96, DeepSeek-R1-678B "
+      "MoE has 128",
+      [] { (void)evaluated("deepseek_r1_678b_gb200_ib", "network_affinity", B); });
+  // These two bring their own.
+  EXPECT_EQ(evaluated(kDgx, "deepseek_gb200", B).world_size, 576);
+}
+
+TEST(LabTest, FabricsDecideTheCollective) {
+  ASSERT_EQ(unsetenv("MPE_FABRIC"), 0);
+  Settings settings;
+  const Target& target = find_target("alltoall_tuning");
+  const plan::lab::Run nvlink = run(target, O, settings);
+  EXPECT_DOUBLE_EQ(nvlink.collective_gb_per_s, 1800 * .92);
+  EXPECT_DOUBLE_EQ(nvlink.evaluation.ep_time_ms, nvlink.evaluation.ep_payload_gb / (1800 * .92) * 1000);
+  settings.fabric = "efa";
+  EXPECT_DOUBLE_EQ(run(target, B, settings).collective_gb_per_s, 200 * .65);
+  settings.fabric = "nvl72";
+  expect_refused("fabric \"nvl72\" of alltoall_tuning: allowed are nvlink, ib, efa",
+                 [&] { (void)run(target, B, settings); });
+  const plan::lab::Run serving = run(find_target("moe_vllm_env"), B, settings);
+  EXPECT_TRUE(serving.evaluation.world_size_matches);
+  EXPECT_EQ(serving.evaluation.world_size, 72);
+  EXPECT_DOUBLE_EQ(serving.evaluation.ep_time_ms, serving.evaluation.ep_payload_gb / (200 * .45) * 1000 + 10);
+}
+
+TEST(LabTest, ValidationComparesTheHalves) {
+  Settings settings;
+  settings.spec = kDgx;
+  settings.validate = true;
+  EXPECT_TRUE(run_targets({{&find_target("memory_budget"), settings}}).ok);
+  // Here the "optimized" plan has fewer GPUs than the cluster, the baseline has all of them.
+  EXPECT_EQ(evaluated(kIb, "gpt_gb200", B).world_size, 576);
+  const Outcome outcome = run_targets({{&find_target("network_affinity"), settings}});
+  const std::string json = render(outcome.report, Format::json);
+  EXPECT_NE(json.find("\"cost_model\":\"lab\""), std::string::npos);
+  EXPECT_NE(json.find("has 0.55 times the throughput"), std::string::npos) << json;
+}
+
+}  // namespace
+}  // namespace shunt::plan::lab
