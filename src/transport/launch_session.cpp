@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
-#include <optional>
+#include <memory>
 #include <string>
 
 #include <shunt/core/error.h>
@@ -98,9 +98,9 @@ RankOutcome LaunchSession::Impl::run_here(const LaunchOptions& options,
   } const before;
   try {
     const Deadline start = Clock::now() + options.start_deadline;
-    std::optional<TcpBootstrap> tcp;
-    if (mpi == nullptr) tcp.emplace(meeting(launch.rank), start);
-    Bootstrap& bootstrap = mpi != nullptr ? *mpi : *tcp;
+    std::unique_ptr<TcpBootstrap> tcp;
+    if (mpi == nullptr) tcp = std::make_unique<TcpBootstrap>(meeting(launch.rank), start);
+    Bootstrap& bootstrap = mpi != nullptr ? *mpi : static_cast<Bootstrap&>(*tcp);
     map = map_nodes(
         bootstrap, [](const char* name) { return std::getenv(name); }, start);
     slot = &map.segment->slot(map.world.local_rank);

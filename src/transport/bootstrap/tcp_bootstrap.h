@@ -58,7 +58,7 @@ class TcpBootstrap final : public Bootstrap {
   void gather_ranks(Deadline deadline);
   void join(Deadline deadline);
   void close_all() noexcept;
-  void look(Peer& peer, std::int32_t rank) noexcept;
+  void look(Peer& peer, std::int32_t from) noexcept;
   void receive(std::int32_t from, void* to, std::int64_t bytes, Deadline deadline, const char* phase);
   void send(std::int32_t to, const Frame& frame, const void* payload, Deadline deadline, const char* phase);
   void tell_lost(std::int32_t rank) noexcept;

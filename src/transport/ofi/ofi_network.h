@@ -136,7 +136,7 @@ class OfiNetwork final : public net::Network {
              const std::byte* from, std::int64_t bytes);
   void write_word(Peer& peer, std::int32_t rank, const net::MemoryName& name, std::int64_t offset,
                   std::uint64_t value);
-  void send(Peer& peer, std::int32_t rank, const Message& message);
+  void send(Peer& peer, std::int32_t rank, const Message& content);
   template <typename Call>
   bool post(Peer& peer, std::int32_t rank, const Call& call);
   Operation* take_operation(Peer& peer, std::int32_t rank, Kind kind);
@@ -148,7 +148,7 @@ class OfiNetwork final : public net::Network {
   void take_event(const fi_cq_data_entry& event) noexcept;
   void take_failure() noexcept;
   void take_message(const Message& message) noexcept;
-  void take_arrival(std::uint64_t source) noexcept;
+  void take_arrival(std::uint64_t rank) noexcept;
   void obey(const Message& message) noexcept;
   void apply(const Message& message) noexcept;
   void close_retired() noexcept;

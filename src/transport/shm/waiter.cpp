@@ -200,7 +200,7 @@ std::uint64_t Waiter::give_up(const std::byte* word, std::uint64_t value, Clock:
   if (helper_ != nullptr) helper_->inquire(site.peer);
   const Deadline end = Clock::now() + kTimeToAnswer;
   std::int32_t blamed = site.peer;
-  while (true) {
+  while (blamed >= 0 && Clock::now() < end) {
     tell_waiting(site);
     if (helper_ != nullptr) helper_->progress();
     const Loss loss = find_loss(site.peer);
@@ -209,7 +209,6 @@ std::uint64_t Waiter::give_up(const std::byte* word, std::uint64_t value, Clock:
     check_breaker(site);
     if (loss.rank >= 0) throw_lost(loss, site);
     blamed = follow(before, site.peer);
-    if (blamed < 0 || Clock::now() >= end) break;
     std::this_thread::sleep_for(kShortestSleep);
   }
   const std::uint8_t phase = phase_number(site.phase);

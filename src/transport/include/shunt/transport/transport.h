@@ -45,11 +45,9 @@ struct WaitSite {
 /// Ends waits before their signal comes: for what this rank must do first.
 class WaitBreaker {
  public:
+  virtual ~WaitBreaker() = default;
   /// Called now and then in long waits, on the thread that waits. May use Transport::poll_signal, nothing that waits.
   [[nodiscard]] virtual bool breaks_waits() = 0;
-
- protected:
-  ~WaitBreaker() = default;
 };
 
 using Clock = std::chrono::steady_clock;
