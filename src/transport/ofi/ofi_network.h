@@ -82,6 +82,8 @@ class OfiNetwork final : public net::Network {
  private:
   enum class Kind : std::uint8_t { free, write, message, receive };
 
+  static constexpr std::size_t kSlotBytes = 64;
+
   /// One call that libfabric has not completed. It knows it by the address of `context`, the first member.
   struct Operation {
     fi_context2 context{};

@@ -27,6 +27,11 @@ class Alias {
   std::size_t bytes_ = 0;
 };
 
+/// Words of a MemoryName here.
+inline constexpr std::size_t kAddress = 0;
+inline constexpr std::size_t kKey = 1;
+inline constexpr std::size_t kGeneration = 2;
+
 /// Memory of this rank that peers put to, and how it names theirs.
 /// A provider ends a connection over which a put to unknown memory comes, and whatever was under way on it is
 /// lost. So the registration outlives withdraw() until every peer has withdrawn its own memory too, which it
