@@ -2,11 +2,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SHUNT_HOST_DEVICE __host__ __device__
-#else
-#define SHUNT_HOST_DEVICE
-#endif
+#include <shunt/device/qualifiers.h>
 
 namespace shunt {
 
