@@ -1,6 +1,6 @@
-# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI and SHUNT_GLOO are AUTO (with it where it is found), ON (an
-# error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in one line what became of each.
-foreach(backend MPI OFI GLOO)
+# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO and SHUNT_CUDA are AUTO (with it where it is
+# found), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in one line what became of each.
+foreach(backend MPI OFI GLOO CUDA)
   set(SHUNT_${backend} AUTO CACHE STRING "Build with ${backend}: AUTO, ON or OFF")
   set_property(CACHE SHUNT_${backend} PROPERTY STRINGS AUTO ON OFF)
   set(SHUNT_HAVE_${backend} OFF)
@@ -46,4 +46,11 @@ if(SHUNT_GLOO)
   shunt_backend(GLOO ${gloo_found} "${GLOO_LIBRARY}" "Debian package libgloo-dev")
 else()
   message(STATUS "shunt: without GLOO, as SHUNT_GLOO=${SHUNT_GLOO} asks")
+endif()
+
+if(SHUNT_CUDA)
+  include(ShuntCuda)
+  shunt_backend(CUDA "${SHUNT_CUDA_FOUND}" "${CMAKE_CUDA_COMPILER_VERSION} for ${SHUNT_CUDA_ARCHITECTURES}" "${SHUNT_CUDA_HINT}")
+else()
+  message(STATUS "shunt: without CUDA, as SHUNT_CUDA=${SHUNT_CUDA} asks")
 endif()

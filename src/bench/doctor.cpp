@@ -19,6 +19,7 @@
 #include <shunt/core/host.h>
 #include <shunt/core/record.h>
 #include <shunt/core/statistics.h>
+#include <shunt/pack/cuda.h>
 #include <shunt/pack/kernels.h>
 #include <shunt/transport/launch.h>
 
@@ -144,6 +145,14 @@ Record kernel_record() {
   return record;
 }
 
+/// Asked in a child: a driver keeps threads and memory.
+Record gpu_kernel_record() {
+  const std::string reason = ask_in_child(cuda::unavailable_reason, kLoadTime)
+                                 .value_or("asking the CUDA driver crashes or takes longer than 30 s");
+  Record record("gpu_kernels");
+  return record.set("available", reason.empty()).set("reason", reason);
+}
+
 Record placement_record() {
   Record record("placement");
   std::vector<double> round_trips = survey_round_trips(20, std::chrono::microseconds(1000));
@@ -191,7 +200,7 @@ bool flag_of(const Record& record, std::string_view key) {
 }  // namespace
 
 std::vector<Record> examine_machine() {
-  std::vector<Record> records{host_record(), kernel_record(), placement_record()};
+  std::vector<Record> records{host_record(), kernel_record(), gpu_kernel_record(), placement_record()};
   for (const TransportInfo& info : transport_registry()) {
     Record record("transport");
     record.set("name", info.name).set("available", info.available).set("reason", info.reason);
@@ -241,6 +250,10 @@ std::string format_examination(const std::vector<Record>& records) {
     } else if (kind == "kernels") {
       text += fmt::format("kernel tables    {}; {} is used\n", text_of(record, "tables"),
                           text_of(record, "used"));
+    } else if (kind == "gpu_kernels") {
+      text +=
+          fmt::format("GPU kernels      {}\n",
+                      flag_of(record, "available") ? "available" : "missing: " + text_of(record, "reason"));
     } else if (kind == "placement") {
       if (text_of(record, "status") == "ok")
         text += fmt::format("core to core     {} ns round trip ({} to {}): {}\n",

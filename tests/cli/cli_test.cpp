@@ -229,8 +229,8 @@ TEST(CliTest, DoctorSaysWhatIsThereAndWhatIsMissing) {
   const Ended text = run_shunt({"doctor"}, "", {"SHUNT_FORCE_ISA=scalar", "FI_PROVIDER=tcp"});
   ASSERT_EQ(text.status, 0) << text.err;
   for (const char* expected :
-       {"cores", "kernel tables", "shm", "NCCL", "not built in", "launching", "by itself", "Slurm",
-        "namespaces", "cuda/nccl", "SHUNT_FORCE_ISA=scalar", "FI_PROVIDER=tcp"})
+       {"cores", "kernel tables", "GPU kernels", "shm", "NCCL", "not built in", "launching", "by itself",
+        "Slurm", "namespaces", "cuda/nccl", "SHUNT_FORCE_ISA=scalar", "FI_PROVIDER=tcp"})
     EXPECT_NE(text.out.find(expected), std::string::npos) << expected << " in " << text.out;
   const Ended json = run_shunt({"doctor", "--json"});
   ASSERT_EQ(json.status, 0) << json.err;
@@ -238,8 +238,8 @@ TEST(CliTest, DoctorSaysWhatIsThereAndWhatIsMissing) {
   std::set<std::string> kinds;
   for (std::string line; std::getline(in, line);)
     kinds.insert(nlohmann::json::parse(line).at("record").get<std::string>());
-  for (const char* kind :
-       {"host", "kernels", "placement", "transport", "launch", "slurm", "namespaces", "library", "method"})
+  for (const char* kind : {"host", "kernels", "gpu_kernels", "placement", "transport", "launch", "slurm",
+                           "namespaces", "library", "method"})
     EXPECT_TRUE(kinds.contains(kind)) << kind;
   EXPECT_NE(json.out.find("\"cpu_model\""), std::string::npos) << "facts have one name everywhere";
 }
