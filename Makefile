@@ -34,6 +34,19 @@ build: ## Build build/shunt (nothing is installed; `scripts/install-dependencies
 bench: build ## Run the whole published benchmark: 2, 4 and 8 ranks, both models, bf16 and fp8
 	@scripts/bench
 
+.PHONY: gpu-test
+gpu-test: ## Build with CUDA and run the tests for GPUs; they skip, with the reason, where there is no GPU
+	cmake --preset cuda
+	cmake --build --preset cuda --target pack_cuda_gpu_test
+	ctest --preset gpu --verbose
+
+.PHONY: gpu-bench
+gpu-bench: ## Build with CUDA and measure what runs on a GPU; where there is none, a line says why and the CPU is measured
+	cmake --preset cuda
+	cmake --build --preset cuda --target shunt_cli
+	build-cuda/shunt bench pack --device cuda --tokens 128,1024,4096,8192 --cold
+	build-cuda/shunt bench pack --device cuda --tokens 128,1024,4096,8192 --cold --payload float8_e4m3fn
+
 .PHONY: lint
 lint: ## clang-format and clang-tidy over the sources
 	@scripts/install-dependencies demo test peers deep
