@@ -242,9 +242,9 @@ FirstMeeting meet_first(Job& job, const AllToAllBenchOptions& options, const Pre
 }  // namespace
 
 AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::vector<std::string>& command,
-                                       const BenchOutput& caller) try {
+                                       const BenchOutput& output) try {
   Job job(options.ranks, [](const char* name) { return static_cast<const char*>(std::getenv(name)); });
-  const BenchOutput output = job.leads() ? caller : BenchOutput{};
+  const BenchOutput told = job.leads() ? output : BenchOutput{};
   AllToAllBenchReport report;
   report.leads = job.leads();
   Prepared ready;
@@ -268,7 +268,7 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
     report.tsv_path = files->tsv_path();
     report.jsonl_path = files->jsonl_path();
   }
-  const PointRunner runner{options, output, job, ready.tokens(), thresholds, ready.specs, points.size()};
+  const PointRunner runner{options, told, job, ready.tokens(), thresholds, ready.specs, points.size()};
   const std::vector<std::string> names = method_names(runner.specs);
   if (files != nullptr)
     files->begin(tsv_header(names), make_context(command, options, thresholds).to_json() + "\n");
@@ -282,9 +282,9 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
     try {
       report.points.push_back(runner.run(points[i], i, seconds));
     } catch (...) {
-      if (files != nullptr && i > 0 && output.text)
-        output.text(fmt::format("\nended early; written so far, {} of {} points: {}\n         {}\n", i,
-                                points.size(), report.tsv_path, report.jsonl_path));
+      if (files != nullptr && i > 0 && told.text)
+        told.text(fmt::format("\nended early; written so far, {} of {} points: {}\n         {}\n", i,
+                              points.size(), report.tsv_path, report.jsonl_path));
       throw;
     }
     const PointResult& point = report.points.back();
@@ -295,13 +295,13 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
       for (const Record& record : result_records(point)) lines += record.to_json() + "\n";
       files->add_point(tsv_rows(point, names), lines);
     }
-    if (output.text) output.text(format_point(point));
+    if (told.text) told.text(format_point(point));
   }
   if (report.failed) report.status = exit_status(Errc::check_failed);
-  if (output.progress) output.progress(1, "done");
-  if (output.text) output.text(format_conclusion(report.points));
-  if (files != nullptr && output.text)
-    output.text(fmt::format("\nwritten: {}\n         {}\n", report.tsv_path, report.jsonl_path));
+  if (told.progress) told.progress(1, "done");
+  if (told.text) told.text(format_conclusion(report.points));
+  if (files != nullptr && told.text)
+    told.text(fmt::format("\nwritten: {}\n         {}\n", report.tsv_path, report.jsonl_path));
   return report;
 } catch (const std::bad_alloc&) {
   throw_out_of_memory();

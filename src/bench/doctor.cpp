@@ -287,7 +287,7 @@ std::string format_examination(const std::vector<Record>& records) {
         text += fmt::format("  {:<14} {}\n", "started", text_of(record, "meaning"));
       else
         text += fmt::format("  {:<14} not possible: {}\n", "started", text_of(record, "reason"));
-      if (text_of(record, "variables") != "")
+      if (!text_of(record, "variables").empty())
         text += fmt::format("  {:<14} {}\n", "because of", text_of(record, "variables"));
     } else if (kind == "slurm") {
       text +=

@@ -108,7 +108,7 @@ std::string find_program(const std::string& name) {
   std::string_view path = get("PATH") == nullptr ? "" : get("PATH");
   while (!path.empty()) {
     const std::size_t end = std::min(path.find(':'), path.size());
-    const std::string candidate = fmt::format("{}/{}", path.substr(0, end), name);
+    std::string candidate = fmt::format("{}/{}", path.substr(0, end), name);
     if (end > 0 && access(candidate.c_str(), X_OK) == 0) return candidate;
     path.remove_prefix(std::min(end + 1, path.size()));
   }

@@ -222,7 +222,7 @@ void read_expert_layers(const Config& config, ModelSpec& model) {
   const auto without = config.integers("mlp_only_layers", 0, layers - 1);
   const Json* frequency = config.find("moe_layer_freq");
   if (frequency != nullptr && frequency->is_array()) {
-    const auto pattern = *config.integers("moe_layer_freq", 0, 1);
+    const auto pattern = config.integers("moe_layer_freq", 0, 1).value_or(std::vector<std::int64_t>());
     if (pattern.size() != model.layers.size())
       config.fail(fmt::format("moe_layer_freq has {} entries for {} layers", pattern.size(), layers));
     for (std::size_t i = 0; i < pattern.size(); ++i) model.layers[i].moe = pattern[i] == 1;
