@@ -255,7 +255,7 @@ std::string record_lines(const TransportBenchReport& report, const TransportBenc
 }  // namespace
 
 TransportBenchReport run_transport_bench(TransportBenchOptions options,
-                                         const std::vector<std::string>& command, const BenchOutput& caller) {
+                                         const std::vector<std::string>& command, const BenchOutput& output) {
   const auto get = [](const char* name) { return static_cast<const char*>(std::getenv(name)); };
   const bool explicit_ranks = options.ranks > 0;
   Job job(options.ranks, get);
@@ -263,7 +263,7 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
   if (options.ranks == 0) options.ranks = 2;
   TransportBenchReport report;
   report.leads = job.leads();
-  const BenchOutput output = report.leads ? caller : BenchOutput{};
+  const BenchOutput told = report.leads ? output : BenchOutput{};
   const char* const master = explicit_ranks ? nullptr : get("MASTER_ADDR");
   Refusal refusal;
   std::vector<std::string> ops;
@@ -299,7 +299,7 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
   const std::int64_t turns = several == 1 ? 1 : std::min(kTurns, options.rounds);
   const auto finish = [&] {
     collector.finish();
-    if (output.text) output.text(format_transport_table(report, options, command, false));
+    if (told.text) told.text(format_transport_table(report, options, command, false));
     if (files)
       files->write(format_transport_table(report, options, command, true),
                    record_lines(report, options, runner.thresholds, command));
@@ -310,8 +310,8 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
         // Which transport begins changes from turn to turn.
         const std::string& name = options.transports[static_cast<std::size_t>((turn + i) % several)];
         const std::int64_t done = turn * several + i;
-        if (output.progress)
-          output.progress(static_cast<double>(done) / static_cast<double>(turns * several), name);
+        if (told.progress)
+          told.progress(static_cast<double>(done) / static_cast<double>(turns * several), name);
         const double used = std::chrono::duration<double>(Clock::now() - start).count();
         const double left = (options.max_seconds - used) / static_cast<double>(turns * several - done);
         const TurnResult result =
@@ -326,7 +326,7 @@ TransportBenchReport run_transport_bench(TransportBenchOptions options,
     }
     throw;
   }
-  if (output.progress) output.progress(1, "done");
+  if (told.progress) told.progress(1, "done");
   finish();
   return report;
 }
