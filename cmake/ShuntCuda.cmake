@@ -41,8 +41,13 @@ if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_STANDARD_LATEST 20)
   endif()
   find_package(CUDAToolkit QUIET)
+  # Says whether it knows the architectures, without compiling.
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} ${SHUNT_CUDA_GENCODE} --dryrun -x cu -c /dev/null -o shunt_cuda_probe.o
+                  WORKING_DIRECTORY ${PROJECT_BINARY_DIR} RESULT_VARIABLE probe OUTPUT_QUIET ERROR_QUIET)
   if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
     set(SHUNT_CUDA_HINT "nvcc ${CMAKE_CUDA_COMPILER_VERSION} cannot compile C++20, 12.0 can")
+  elseif(NOT probe EQUAL 0)
+    set(SHUNT_CUDA_HINT "nvcc ${CMAKE_CUDA_COMPILER_VERSION} does not know all of ${SHUNT_CUDA_ARCHITECTURES}; SHUNT_CUDA_ARCHITECTURES can name others")
   elseif(NOT TARGET CUDA::cudart_static)
     set(SHUNT_CUDA_HINT "nvcc is there, but not its static runtime library, libcudart_static.a")
   else()
