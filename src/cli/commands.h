@@ -17,7 +17,9 @@ using Command = std::function<int()>;
 void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_pack(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_transport(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
+void add_calibrate(CLI::App& parent, Command& command);
 void add_doctor(CLI::App& parent, Command& command);
 void add_plan(CLI::App& parent, Command& command);
+void add_predict(CLI::App& parent, Command& command);
 
 }  // namespace shunt::cli

@@ -29,6 +29,8 @@ int run(int argc, char** argv) {
   shunt::cli::add_bench_transport(*bench, arguments, command);
   shunt::cli::add_doctor(app, command);
   shunt::cli::add_plan(app, command);
+  shunt::cli::add_calibrate(app, command);
+  shunt::cli::add_predict(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

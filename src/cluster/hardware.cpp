@@ -120,7 +120,7 @@ GpuSpec find_gpu(const std::string& name, const std::string& directory) {
   const detail::TomlReader reader(
       path, table,
       {"format", "description", "source", "memory_bytes", "hbm_gb_per_s", "bf16_tflops", "fp8_tflops",
-       "fp4_tflops", "int8_tops", "sms", "power_w", "scale_up", "pcie"});
+       "fp4_tflops", "int8_tops", "sms", "dies", "power_w", "scale_up", "pcie"});
   GpuSpec gpu;
   read_head(reader, path, gpu);
   gpu.memory_bytes = reader.integer("memory_bytes", kMinMemory, kMaxMemory);
@@ -130,6 +130,7 @@ GpuSpec find_gpu(const std::string& name, const std::string& directory) {
   gpu.fp4_tflops = reader.number_or("fp4_tflops", 0.1, kMaxTflops, 0);
   gpu.int8_tops = reader.number_or("int8_tops", 0.1, kMaxTflops, 0);
   gpu.sms = static_cast<std::int32_t>(reader.integer_or("sms", 1, kMaxUnits, 0));
+  gpu.dies = static_cast<std::int32_t>(reader.integer_or("dies", 1, 64, 1));
   gpu.power_w = reader.number_or("power_w", 1, kMaxWatts, 0);
   gpu.has_scale_up = reader.has("scale_up");
   if (gpu.has_scale_up) {

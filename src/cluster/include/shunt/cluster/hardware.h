@@ -44,6 +44,7 @@ struct GpuSpec {
   double fp4_tflops = 0;
   double int8_tops = 0;
   std::int32_t sms = 0;       ///< Multiprocessors or compute units; 0 where the source gives none
+  std::int32_t dies = 1;      ///< Compute dies that one package joins to one device
   double power_w = 0;         ///< 0 where the source gives none
   bool has_scale_up = false;  ///< Whether GPUs reach each other by more than PCIe
   LinkSpec scale_up;          ///< NVLink or xGMI of this GPU; empty without has_scale_up

@@ -1,0 +1,112 @@
+#include <cmath>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <shunt/cluster/calibration.h>
+
+// Rows of a measurement file with predictions beside what was measured.
+
+namespace shunt {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Cell {
+  double predicted_us = 0;
+  double measured_us = 0;  ///< 0: not measured
+
+  [[nodiscard]] double error_pct() const { return 100 * (predicted_us / measured_us - 1); }
+};
+
+/// Predictions of one row: one for each measured column, and the sum where there are several.
+std::vector<Cell> predict_row(const MeasurementFile& file, const CostModel& model, std::size_t row) {
+  const std::size_t columns = file.measured.size();
+  std::vector<Cell> cells;
+  Cell sum;
+  bool complete = true;
+  for (std::size_t i = 0; i < columns; ++i) {
+    const CostCase& c = file.cases[row * columns + i];
+    cells.push_back({model.predict(c).us, c.measured_us});
+    sum.predicted_us += cells.back().predicted_us;
+    sum.measured_us += c.measured_us;
+    complete = complete && c.measured_us > 0;
+  }
+  if (columns > 1) {
+    if (!complete) sum.measured_us = 0;
+    cells.push_back(sum);
+  }
+  return cells;
+}
+
+std::string prefix(const MeasurementFile& file, std::size_t i) {
+  return i < file.measured.size() && !file.measured[i].op.empty() ? file.measured[i].op + "_" : std::string();
+}
+
+std::string error_text(const Cell& cell) {
+  return cell.measured_us > 0 ? fmt::format("{:.2f}", cell.error_pct()) : std::string();
+}
+
+ordered_json typed(const std::string& text) {
+  const ordered_json value = ordered_json::parse(text, nullptr, false);
+  return value.is_number() ? value : ordered_json(text);
+}
+
+}  // namespace
+
+std::string predicted_csv(const MeasurementFile& file, const CostModel& model) {
+  std::string out;
+  const auto line = [&](const std::vector<std::string>& cells, const auto& beside) {
+    for (std::size_t column = 0; column < cells.size(); ++column) {
+      out += (column == 0 ? "" : ",") + cells[column];
+      for (std::size_t i = 0; i < file.measured.size(); ++i)
+        if (file.measured[i].column == column) out += beside(i);
+    }
+    if (file.measured.size() > 1) out += beside(file.measured.size());
+    out += '\n';
+  };
+  line(file.header,
+       [&](std::size_t i) { return fmt::format(",{0}predicted_us,{0}error_pct", prefix(file, i)); });
+  for (std::size_t row = 0; row < file.rows.size(); ++row) {
+    const std::vector<Cell> cells = predict_row(file, model, row);
+    line(file.rows[row], [&](std::size_t i) {
+      return fmt::format(",{:.4f},{}", cells[i].predicted_us, error_text(cells[i]));
+    });
+  }
+  return out;
+}
+
+std::string predicted_json(const MeasurementFile& file, const CostModel& model) {
+  ordered_json rows = ordered_json::array();
+  std::vector<std::vector<double>> errors(file.measured.size() + 1);
+  for (std::size_t row = 0; row < file.rows.size(); ++row) {
+    const std::vector<Cell> cells = predict_row(file, model, row);
+    ordered_json entry;
+    for (std::size_t column = 0; column < file.header.size(); ++column)
+      entry[file.header[column]] = typed(file.rows[row][column]);
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      entry[prefix(file, i) + "predicted_us"] = cells[i].predicted_us;
+      entry[prefix(file, i) + "error_pct"] =
+          cells[i].measured_us > 0 ? ordered_json(cells[i].error_pct()) : ordered_json();
+      if (cells[i].measured_us > 0) errors[i].push_back(std::abs(cells[i].error_pct()));
+    }
+    rows.push_back(std::move(entry));
+  }
+  ordered_json summary = ordered_json::array();
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    if (errors[i].empty()) continue;
+    const ErrorSummary s = summarize_errors(errors[i]);
+    const std::string name =
+        i < file.measured.size() ? prefix(file, i) + "predicted_us" : std::string("predicted_us");
+    summary.push_back({{"column", name},
+                       {"rows", s.rows},
+                       {"median_error_pct", s.median_pct},
+                       {"p90_error_pct", s.p90_pct},
+                       {"max_error_pct", s.max_pct}});
+  }
+  ordered_json document = {{"record", "predictions"},    {"format", 1},       {"file", file.path},
+                           {"file_format", file.format}, {"errors", summary}, {"rows", rows}};
+  return document.dump(2) + "\n";
+}
+
+}  // namespace shunt
