@@ -48,4 +48,8 @@ std::string nearest_name(std::string_view word, const std::vector<std::string>& 
   return detail::nearest(word, names);
 }
 
+std::size_t name_distance(std::string_view a, std::string_view b) {
+  return detail::edit_distance(a, b);
+}
+
 }  // namespace shunt

@@ -145,7 +145,13 @@ class Linter {
   void unknown(const Variable& v) {
     std::vector<std::string> names;
     for (const KnownVariable& k : known_variables()) names.emplace_back(k.name);
-    add(Severity::error, v.name, fmt::format("is not known; did you mean {}?", nearest_name(v.name, names)));
+    const std::string near = nearest_name(v.name, names);
+    // The libraries have more variables than the tables; a near miss is a misspelling, anything else may exist.
+    if (name_distance(v.name, near) <= 2) {
+      add(Severity::error, v.name, fmt::format("is not known; did you mean {}?", near));
+    } else {
+      add(Severity::note, v.name, "is not among the variables that are known here");
+    }
   }
 
   void check_value(const KnownVariable& known, const Variable& v) {

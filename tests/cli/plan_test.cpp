@@ -55,6 +55,31 @@ TEST(PlanTest, MemoryTakesPublishedFormatsForServing) {
   EXPECT_GT(json.at("kv_sequences_that_fit"), 8);
 }
 
+TEST(PlanTest, RunRepeatsTheLab) {
+  const nlohmann::json json = json_of({"plan", "run", "--targets", "moe_parallelism:network_affinity",
+                                       "--spec", "dgx_a100_175b", "--cost-model", "lab"});
+  EXPECT_EQ(json.at("runs").at(0).at("role"), "baseline");
+  EXPECT_NEAR(json.at("runs").at(0).at("estimated_step_ms"), 2049.9935, 5.1e-5);
+  EXPECT_NEAR(json.at("runs").at(1).at("throughput_tokens_per_s"), 701129.4, 0.051);
+  EXPECT_EQ(run_shunt({"plan", "run", "--targets", "moe_parallelism:memory_budget", "--spec=dgx_a100_175b",
+                       "--cost-model", "lab", "--validate"})
+                .status,
+            0);
+  const Ended other =
+      run_shunt({"plan", "run", "--targets", "all", "--cost-model", "lab", "--target-extra-arg",
+                 "labs/moe_parallelism:moe_vllm_env=--fabric nvl72 --max-seqs 4096"});
+  EXPECT_EQ(other.status, 0) << other.err;
+  EXPECT_NE(other.out.find("mpirun -np 72"), std::string::npos);
+}
+
+TEST(PlanTest, GroupingAndEnvAnswer) {
+  EXPECT_EQ(json_of({"plan", "grouping", "--model", "r1", "--ranks", "32", "--nodes", "4",
+                     "--redundant-experts", "32"})
+                .at("best"),
+            "latency_balanced");
+  EXPECT_EQ(json_of({"plan", "env", "--fabric", "nvl72"}).at("gpus"), 72);
+}
+
 TEST(PlanTest, RefusesWithOneSentence) {
   expect_usage_error(
       {"plan", "memory", "--model", "r1", "--ep", "24", "--dp", "24"},

@@ -59,6 +59,8 @@ TEST(LintTest, ReadsTheWaysPeopleWriteVariables) {
 
 TEST(LintTest, FindsNamesThatDoNotExist) {
   EXPECT_EQ(judge("NCCL_PROTOS=Simple"), Lines{"error 1 NCCL_PROTOS is not known; did you mean NCCL_PROTO?"});
+  EXPECT_EQ(judge("FI_EFA_TX_SIZE=1"),
+            Lines{"note 1 FI_EFA_TX_SIZE is not among the variables that are known here"});
   EXPECT_EQ(judge("PATH=/bin\nHOME=/root\nCUDA_HOME=/usr"), Lines{});
   EXPECT_EQ(
       judge("NCCL_LL_THRESHOLD=0"),
