@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -280,6 +282,9 @@ void AllToAll::Impl::gather_wait_ns(Half half, View2<std::int64_t> out) {
   if (out.rows != world.size || out.cols != world.size)
     throw Error(Errc::invalid_argument, fmt::format("gather_wait_ns: out is [{}, {}]; it must be [{}, {}]",
                                                     out.rows, out.cols, world.size, world.size));
+  // Those that know of it already are in the same call of theirs with it.
+  if (const auto loss = std::exchange(unreported_loss, std::nullopt); loss.has_value())
+    throw Error(Errc::peer_masked, fmt::format("{}; the others go on, and steps begin anew", loss->what()));
   const auto& mine = half == Half::dispatch ? dispatch_wait_ns : combine_wait_ns;
   std::vector<std::int64_t> all(mine.size() * mine.size());
   try {

@@ -160,7 +160,7 @@ bool AllToAll::Impl::plausible(const std::byte* slot, std::int32_t announced) co
   LandingHeader header;
   std::memcpy(&header, slot, sizeof header);
   if (header.num_rows > plan.landing_rows || header.num_entries > plan.landing_entries ||
-      header.return_base < 0 || header.return_base > config.max_tokens * config.top_k)
+      header.return_base < 0 || header.return_base + header.num_entries > config.max_tokens * config.top_k)
     return false;
   const std::byte* entries = slot + plan.landing_entry_at;
   const std::byte* count_at = slot + sizeof header;

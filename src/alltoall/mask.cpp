@@ -83,6 +83,12 @@ void AllToAll::Impl::throw_masked(const Error& loss, std::uint32_t step) const {
   std::vector<std::int32_t> lost;
   for (std::int32_t rank = 0; rank < world.size; ++rank)
     if (!lives(rank)) lost.push_back(rank);
+  if (lost.empty())
+    throw Error(
+        Errc::peer_masked,
+        fmt::format("{}; step {} is void and may be repeated from dispatch_send: nobody is lost, all {} "
+                    "ranks go on",
+                    loss.what(), step, world.size));
   throw Error(
       Errc::peer_masked,
       fmt::format(

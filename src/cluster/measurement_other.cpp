@@ -33,9 +33,9 @@ std::string payload_of(const std::string& dtype, const std::string& path, std::i
   static const std::map<std::string, std::string> names = {{"float32", "float"},
                                                            {"float16", "half"},
                                                            {"bfloat16", "bfloat16"},
-                                                           
+
                                                            {"float8_e4m3fn", "fp8_block128"},
-                                                           
+
                                                            {"float8_e5m2", "fp8_block128"}};
   const auto it = names.find(dtype);
   if (it == names.end()) fail_at(path, line, fmt::format("the element type \"{}\" is not known", dtype));

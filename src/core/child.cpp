@@ -54,6 +54,8 @@ std::optional<std::string> ask_in_child(const std::function<std::string()>& ques
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     text.append(piece.data(), static_cast<std::size_t>(got));
+    // Not its end of file: what it left running may hold the pipe too.
+    if (text.back() == kEnd) break;
   }
   close(ends[0]);
   if (child <= 0) return std::nullopt;

@@ -37,7 +37,9 @@ constexpr int kSuspectsPart = 4;     ///< A suspected rank must join in this par
 constexpr int kSilencePart = 4;      ///< So long without a sign of life, and the next rank proposes
 constexpr int kSettlePart = 4;       ///< So long a proposer waits for promises of ranks that have joined
 constexpr int kSignOfLifePart = 24;  ///< Time between signs of life
-constexpr int kRetryPart = 16;       ///< Least time between two ballots of one rank
+/// Between tries to tell a decision.
+constexpr std::chrono::microseconds kPause{100};
+constexpr int kRetryPart = 16;  ///< Least time between two ballots of one rank
 
 [[nodiscard]] std::string list(const RankSet& set, std::int32_t size) {
   std::string text;
@@ -377,16 +379,17 @@ void Membership::Impl::put_states() {
 /// The other members learn of the decision before this rank goes on; afterwards it does not answer any more.
 Agreement Membership::Impl::conclude(const Choice& decision) {
   RankSet untold = decision.members;
+  const std::vector<std::uint64_t>& draft = mailbox.draft_decision(decision);
   for_each_peer([&](std::int32_t one) {
-    if (mailbox.put_decision(one, epoch, decision)) untold.remove(one);
+    if (mailbox.put_decision(one, epoch, draft)) untold.remove(one);
   });
   // Those left out may be gone, and find it out otherwise if they are not; members are there.
   untold.remove(rank);
   const Deadline end = Clock::now() + window / kSilencePart;
   while (untold.count() > 0 && Clock::now() < end) {
-    sched_yield();
+    std::this_thread::sleep_for(kPause);
     for_each_peer([&](std::int32_t one) {
-      if (untold.has(one) && mailbox.put_decision(one, epoch, decision)) untold.remove(one);
+      if (untold.has(one) && mailbox.put_decision(one, epoch, draft)) untold.remove(one);
     });
   }
   if (!decision.members.has(rank))

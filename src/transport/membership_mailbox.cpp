@@ -88,16 +88,18 @@ MembershipMailbox::~MembershipMailbox() {
 template <class Call>
 bool MembershipMailbox::towards(std::int32_t peer, const Call& call) {
   if (!reachable(peer)) return true;
-  bool done = true;
-  transport_.set_waits_for_room(false);
+  struct NoWaits {
+    Transport& transport;
+    explicit NoWaits(Transport& of) : transport(of) { transport.set_waits_for_room(false); }
+    ~NoWaits() { transport.set_waits_for_room(true); }
+  } const scope(transport_);
   try {
     call();
   } catch (const Error& error) {
-    done = error.code() != Errc::timeout;
-    if (done) unreachable_[static_cast<std::size_t>(peer)] = 1;
+    if (error.code() == Errc::timeout) return false;
+    unreachable_[static_cast<std::size_t>(peer)] = 1;
   }
-  transport_.set_waits_for_room(true);
-  return done;
+  return true;
 }
 
 std::int64_t MembershipMailbox::register_at(std::int32_t writer, std::uint64_t signal) const {
@@ -187,10 +189,14 @@ Choice MembershipMailbox::read_decision(std::int32_t peer, std::uint64_t epoch) 
   return choice;
 }
 
-bool MembershipMailbox::put_decision(std::int32_t peer, std::uint64_t epoch, const Choice& choice) {
+const std::vector<std::uint64_t>& MembershipMailbox::draft_decision(const Choice& choice) {
   Writer writer;
   writer.add(choice);
-  const auto& draft = drafts_.emplace_back(writer.take());
+  return drafts_.emplace_back(writer.take());
+}
+
+bool MembershipMailbox::put_decision(std::int32_t peer, std::uint64_t epoch,
+                                     const std::vector<std::uint64_t>& draft) {
   return towards(peer, [&] {
     transport_.put_signal(memory_, peer, decision_at(rank_, epoch), draft.data(),
                           static_cast<std::int64_t>(draft.size() * 8), decision_word(rank_), epoch);

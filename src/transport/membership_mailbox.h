@@ -87,8 +87,10 @@ class MembershipMailbox {
   /// The newest epoch for which `peer` has put a decision here, or 0.
   [[nodiscard]] std::uint64_t decision_of(std::int32_t peer);
   [[nodiscard]] Choice read_decision(std::int32_t peer, std::uint64_t epoch) const;
+  /// What put_decision() puts; it stays until forget_drafts().
+  [[nodiscard]] const std::vector<std::uint64_t>& draft_decision(const Choice& choice);
   /// Result: false where the peer takes nothing now.
-  bool put_decision(std::int32_t peer, std::uint64_t epoch, const Choice& choice);
+  bool put_decision(std::int32_t peer, std::uint64_t epoch, const std::vector<std::uint64_t>& draft);
 
   /// Drafts of what was put may be reused: everything has arrived, or its target is excluded.
   void forget_drafts() {

@@ -71,9 +71,10 @@ void run_expert(DType dtype, std::int32_t expert, const std::byte* from, std::by
   oracle::encode(dtype, static_cast<double>(oracle::decode(dtype, from)) * (1.0 + expert / 64.0), to);
 }
 
-/// One whole step. Result: the combined tokens [T, H] in bf16.
-std::vector<std::byte> run_step(AllToAll& object, std::int32_t rank, const Input& input) {
-  const AllToAllConfig& c = object.config();
+/// One whole step with `c.max_tokens` tokens, which may be fewer than the object's. Result: the combined tokens [T, H] in
+/// bf16.
+std::vector<std::byte> run_step(AllToAll& object, const AllToAllConfig& c, std::int32_t rank,
+                                const Input& input) {
   auto sent =
       object.dispatch_send({.tokens = Rows(input.tokens.data(), c.max_tokens, c.hidden, c.token_dtype),
                             .weights = c.presum ? input.weights.data() : nullptr},
@@ -93,6 +94,10 @@ std::vector<std::byte> run_step(AllToAll& object, std::int32_t rank, const Input
   object.combine_recv(std::move(back), {input.weights.data(), c.max_tokens, c.top_k},
                       {out.data(), c.max_tokens, c.hidden, c.out_dtype});
   return out;
+}
+
+std::vector<std::byte> run_step(AllToAll& object, std::int32_t rank, const Input& input) {
+  return run_step(object, object.config(), rank, input);
 }
 
 /// Runs `body` on ranks that are spread over `nodes` nodes and reach only their own node's memory.
@@ -260,6 +265,64 @@ TEST_P(CrossingTest, SumsBeforeItCrossesWhereAskedTo) {
     expect(there == back && there > 0,
            std::to_string(there) + " bytes there, " + std::to_string(back) + " back");
   });
+}
+
+/// The sum of a token's rows in k order, as on one node.
+std::vector<std::byte> expected_sums(const AllToAllConfig& c, const Input& input) {
+  std::vector<std::byte> out(static_cast<std::size_t>(c.max_tokens * c.hidden * 2));
+  for (std::int64_t i = 0; i < c.max_tokens * c.hidden; ++i) {
+    float sum = 0;
+    for (std::int64_t k = i / c.hidden * c.top_k; k < (i / c.hidden + 1) * c.top_k; ++k) {
+      std::byte result[2];
+      run_expert(c.payload, input.ids[static_cast<std::size_t>(k)], input.tokens.data() + 2 * i, result);
+      sum = std::fma(input.weights[static_cast<std::size_t>(k)], oracle::decode(c.expert_dtype, result), sum);
+    }
+    oracle::encode(c.out_dtype, sum, out.data() + 2 * i);
+  }
+  return out;
+}
+
+/// Messages of one put and of several, partial sums with and without checks, operations delayed and reordered.
+TEST(CrossingShapesTest, KeepTheirBits) {
+  Random dice(1);
+  constexpr std::int64_t kWidths[] = {1, 7, 40, 131, 512, 1016, 3000};
+  for (int run = 0; run < 12; ++run) {
+    const auto ranks = 2 + static_cast<std::int32_t>(dice.below(5));
+    const auto nodes = 2 + static_cast<std::int32_t>(dice.below(static_cast<std::uint64_t>(ranks - 1)));
+    AllToAllConfig config =
+        bf16_config(dice.below(2) == 0 ? Path::flat : Path::hierarchical, kWidths[dice.below(7)]);
+    config.presum = run % 2 == 0;
+    config.check_messages = dice.below(2) == 0;
+    config.max_tokens = 1 + static_cast<std::int64_t>(dice.below(kTokens));
+    config.num_experts = 5 + static_cast<std::int32_t>(dice.below(60));
+    const std::uint64_t seed = dice.below(1'000'000);
+    SCOPED_TRACE("run " + std::to_string(run) + ": " + std::to_string(ranks) + " ranks on " +
+                 std::to_string(nodes) + " nodes, hidden " + std::to_string(config.hidden) +
+                 (config.presum ? ", presum" : "") + (config.check_messages ? ", checked" : ""));
+    const auto outcomes = run_ranks({.ranks = ranks}, [&](Transport& transport) {
+      const auto apart = make_delayed(transport, {.seed = seed,
+                                                  .max_delay = std::chrono::microseconds(100),
+                                                  .probability = 0.4,
+                                                  .reorder = true,
+                                                  .hide_other_nodes = true,
+                                                  .nodes = nodes});
+      const World& world = apart->world();
+      AllToAll object(*apart, config);
+      Random own(seed, static_cast<std::uint64_t>(world.rank));
+      for (std::int32_t step = 0; step < 4; ++step) {
+        AllToAllConfig now = config;
+        now.max_tokens =
+            static_cast<std::int64_t>(own.below(static_cast<std::uint64_t>(config.max_tokens + 1)));
+        const Input input(now, world.rank + 100 * step);
+        expect(run_step(object, now, world.rank, input) ==
+                   (now.presum ? expected_presum(now, world, input) : expected_sums(now, input)),
+               "other bits in step " + std::to_string(step));
+      }
+      return 0;
+    });
+    for (const auto& outcome : outcomes)
+      EXPECT_EQ(outcome.exit_status, 0) << "rank " << outcome.rank << ": " << outcome.message;
+  }
 }
 
 /// Where in the first step damage begins, and what the ranks then say of rank 1.

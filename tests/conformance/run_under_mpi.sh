@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs a test program under mpirun in a network namespace of its own, with only a loopback:
 #   run_under_mpi.sh RANKS[,NODES] PROGRAM ARGUMENTS...
-# SHUNT_TEST_MPIRUN names another mpirun. RANKS ranks are split evenly over NODES pretended nodes. Ranks other than 0 print only when they fail. Ends with 77
-# where MPI or the namespace is not to be had.
+# RANKS ranks are split evenly over NODES pretended nodes. Ranks other than 0 print only when they fail. Ends with 77
+# where MPI or the namespace is not to be had. SHUNT_TEST_MPIRUN names another mpirun.
 set -u
 ranks=${1%,*}
 nodes=1
@@ -38,10 +38,12 @@ exit $status
 RANK
 chmod +x "$scratch/rank"
 
-export SHUNT_TEST_NODES="$nodes" SHUNT_TEST_RANKS="$ranks" SHUNT_TEST_SCRATCH="$scratch" SHUNT_CONFORMANCE_TRANSPORT=mpi SHUNT_CONFORMANCE_FOLDER="$scratch"
+export SHUNT_TEST_NODES="$nodes" SHUNT_TEST_RANKS="$ranks" SHUNT_TEST_SCRATCH="$scratch" SHUNT_CONFORMANCE_TRANSPORT=mpi
+export SHUNT_CONFORMANCE_FOLDER="$scratch"
 if "$mpirun" --version 2>/dev/null | grep -q 'Open MPI'; then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   # Ranks of one pretended node may use the shared memory of MPI; SHUNT_TEST_MCA can forbid it.
+  # shellcheck disable=SC2086 # words
   set -- "$mpirun" --oversubscribe --bind-to none --mca oob_tcp_if_include lo --mca btl_tcp_if_include lo \
     ${SHUNT_TEST_MCA:-} -np "$ranks" "$scratch/rank" "$@"
 else

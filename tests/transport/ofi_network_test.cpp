@@ -346,6 +346,52 @@ TEST_P(OfiNetworkTest, NamesAPeerThatTakesNothing) {
   for (const RankOutcome& outcome : outcomes) EXPECT_EQ(outcome.exit_status, 0) << outcome.message;
 }
 
+TEST_P(OfiNetworkTest, WaitsForRoomNoLongerThanItMayAndGoesOn) {
+  if (GetParam().settings.provider == "shm") GTEST_SKIP() << "the shm provider writes without the peer";
+  run_well(2, [](Rank& self) {
+    constexpr std::int64_t kBytes = 1 << 16;
+    const std::span<std::byte> memory = self.allocate(2 * kBytes);
+    self.offer(0, memory.data(), 2 * kBytes);
+    std::int32_t* go_on = self.counter + 1;
+    if (self.rank == 1) {
+      const Deadline end = patience();
+      while (std::atomic_ref(*go_on).load() == 0) {
+        require(Clock::now() < end, "rank 0 did not go on");
+        std::this_thread::sleep_for(1ms);
+      }
+      self.wait(memory.data() + kBytes, 1);
+      return;
+    }
+    struct Asked final : WaitBreaker {
+      bool breaks_waits() override { return true; }
+    } asked;
+    const auto put_until = [&](Errc code, std::int32_t peer) {
+      for (int turn = 0; turn < 20'000; ++turn) {
+        try {
+          self.network.put(1, 0, 0, memory.data(), kBytes);
+        } catch (const Error& error) {
+          require(error.code() == code && error.peer() == peer, error.what());
+          return true;
+        }
+      }
+      return false;
+    };
+    // The stall deadline is far: only these end the waits.
+    self.network.end_waits_at(Deadline::min());
+    const bool full = put_until(Errc::timeout, 1);
+    self.network.end_waits_at(Deadline::max());
+    self.network.set_wait_breaker(&asked);
+    const bool broken = full && put_until(Errc::peer_lost, -1);
+    self.network.set_wait_breaker(nullptr);
+    // Nothing of it has harmed the connection.
+    std::atomic_ref(*go_on).store(1);
+    self.network.put_signal(1, 0, 0, memory.data(), 8, kBytes, 1);
+    self.network.quiet();
+    require(full, "there was room for everything");
+    require(broken, "a wait did not end when it was asked to");
+  });
+}
+
 TEST_P(OfiNetworkTest, PaysForAPeerThatTakesNothingOnce) {
   if (GetParam().settings.provider == "shm") GTEST_SKIP() << "the shm provider writes without the peer";
   if (GetParam().settings.delivery == Delivery::words) GTEST_SKIP() << "its signals are puts";

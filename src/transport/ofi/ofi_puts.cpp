@@ -143,8 +143,10 @@ bool OfiNetwork::post(Peer& peer, std::int32_t rank, const Call& call) {
   }
   // Calls that fail one after the other are one stall: a peer that takes nothing costs its deadline once, not once
   // for each of the calls that a rank makes while it gives up.
+  // A try that may not wait is none.
+  const bool waits = end_of_waits_ > Clock::now();
   if (!peer.stuck) peer.stuck_since = Clock::now();
-  peer.stuck = true;
+  peer.stuck = peer.stuck || waits;
   Stall stall(*this, rank, peer.taken, peer.stuck_since);
   while (code == -FI_EAGAIN) {
     stall.pause();

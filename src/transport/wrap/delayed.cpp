@@ -76,11 +76,15 @@ class Delayed final : public Transport {
   std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
                             Deadline deadline, const WaitSite& site) override;
   std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override {
-    release_due(Clock::now());
+    // A poll waits for nobody, and what other operations meet is not its business.
+    release_due(Clock::now(), false);
     return inner_.poll_signal(buffer, signal_offset);
   }
   void set_wait_breaker(WaitBreaker* breaker) noexcept override { inner_.set_wait_breaker(breaker); }
-  void set_waits_for_room(bool on) noexcept override { inner_.set_waits_for_room(on); }
+  void set_waits_for_room(bool on) noexcept override {
+    waits_ = on;
+    inner_.set_waits_for_room(on);
+  }
   void exclude(std::span<const std::int32_t> ranks) override {
     inner_.exclude(ranks);
     excluded_.resize(static_cast<std::size_t>(world_.size));
@@ -94,6 +98,7 @@ class Delayed final : public Transport {
   void quiet() override {
     release_all();
     inner_.quiet();
+    sent_.clear();
   }
 
  private:
@@ -119,15 +124,18 @@ class Delayed final : public Transport {
   void hold(Operation operation, const void* from, std::int64_t bytes);
   [[nodiscard]] Clock::duration random_delay();
   [[nodiscard]] bool must_follow(const Operation& later, const Operation& earlier) const noexcept;
-  void carry_out(const Operation& operation);
-  bool release_due(Clock::time_point now);
-  void release_all() { static_cast<void>(release_due(Clock::time_point::max())); }
+  void carry_out(Operation& operation, bool waits);
+  bool release_due(Clock::time_point now, bool waits);
+  void release_all() { static_cast<void>(release_due(Clock::time_point::max(), waits_)); }
   void release_all_or_drop() noexcept;
 
   Transport& inner_;
   DelayOptions options_;
   Random random_;
   std::uint64_t fences_ = 0;
+  bool waits_ = true;
+  bool releasing_ = false;                    ///< A wait of the inner transport may ask for a poll
+  std::vector<std::vector<std::byte>> sent_;  ///< Payloads that the inner transport may still read
   std::vector<std::vector<Operation>> held_;  ///< By peer, in the order of the calls
 };
 
@@ -174,7 +182,7 @@ void Delayed::hold(Operation operation, const void* from, std::int64_t bytes) {
     operation.payload.assign(first, first + bytes);
   }
   held_[static_cast<std::size_t>(operation.peer)].push_back(std::move(operation));
-  release_due(now);
+  release_due(now, waits_);
 }
 
 /// What the contract of Transport promises and no more: a signal follows the payload it publishes, puts keep
@@ -195,27 +203,40 @@ bool Delayed::must_follow(const Operation& later, const Operation& earlier) cons
   return true;
 }
 
-void Delayed::carry_out(const Operation& operation) {
+void Delayed::carry_out(Operation& operation, bool waits) {
   const auto bytes = static_cast<std::int64_t>(operation.payload.size());
   switch (operation.kind) {
     case Kind::put:
       inner_.put(operation.buffer, operation.peer, operation.offset, operation.payload.data(), bytes);
-      // The payload dies with the operation.
-      inner_.quiet();
       break;
     case Kind::put_signal:
       inner_.put_signal(operation.buffer, operation.peer, operation.offset, operation.payload.data(), bytes,
                         operation.signal_offset, operation.value);
-      inner_.quiet();
       break;
     case Kind::signal:
       inner_.signal(operation.buffer, operation.peer, operation.signal_offset, operation.value);
-      break;
+      return;
   }
+  sent_.push_back(std::move(operation.payload));
+  if (!waits) return;
+  inner_.quiet();
+  sent_.clear();
 }
 
-/// Carries out what is due and follows nothing that is held. Result: whether something is still held.
-bool Delayed::release_due(Clock::time_point now) {
+/// Carries out what is due and follows nothing that is held. Without `waits` an operation that finds no room stays
+/// held, and one towards a rank that is gone is dropped: its call has returned long ago. Result: whether something is
+/// still held.
+bool Delayed::release_due(Clock::time_point now, bool waits) {
+  if (releasing_) return true;
+  struct Scope {
+    Delayed& delayed;
+    ~Scope() {
+      delayed.releasing_ = false;
+      delayed.inner_.set_waits_for_room(delayed.waits_);
+    }
+  } scope{*this};
+  releasing_ = true;
+  inner_.set_waits_for_room(waits);
   bool any = false;
   for (std::vector<Operation>& list : held_) {
     for (std::size_t at = 0; at < list.size();) {
@@ -227,9 +248,17 @@ bool Delayed::release_due(Clock::time_point now) {
         ++at;
         continue;
       }
-      const Operation operation = std::move(*self);
+      Operation operation = std::move(*self);
       list.erase(self);
-      carry_out(operation);
+      try {
+        carry_out(operation, waits);
+      } catch (const Error& error) {
+        if (waits) throw;
+        if (error.code() == Errc::peer_lost) continue;
+        if (error.code() != Errc::timeout) throw;
+        list.insert(list.begin() + static_cast<std::ptrdiff_t>(at), std::move(operation));
+        break;
+      }
     }
     any = any || !list.empty();
   }
@@ -259,7 +288,7 @@ std::uint64_t Delayed::wait_signal(const SymmetricBuffer& buffer, std::int64_t s
   // The peer may wait for what is held here, so that goes on meanwhile; what is still held when the signal is
   // there stays held.
   for (auto now = Clock::now(); now < deadline; now = Clock::now()) {
-    const bool holding = release_due(now);
+    const bool holding = release_due(now, true);
     if (now >= resume && (!holding || arrived())) break;
     sched_yield();
   }
