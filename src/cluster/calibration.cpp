@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <set>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -122,7 +121,7 @@ std::string file_name(const std::string& path) {
   return path.substr(path.find_last_of('/') + 1);
 }
 
-ErrorSummary transfer(const Group& to, const std::vector<double>& parameters, Device device) {
+ErrorSummary transfer(const Group& to, const std::vector<double>& parameters, const Device& device) {
   std::vector<double> errors;
   for (std::size_t row = 0; row < to.cases.size(); ++row)
     errors.push_back(error_pct(to, parameters, cost_terms(to.cases[row], device), row));

@@ -66,12 +66,14 @@ void read_bench_records(MeasurementFile& file, const std::string& text) {
     }
     if (kind != "result" || field<std::string>(record, "bench", file.path, number) != "alltoall") continue;
     if (field<std::string>(record, "status", file.path, number) != "ok") continue;
+    // Floors move no tokens, or not from rank to rank.
+    const auto method = field<std::string>(record, "method", file.path, number);
+    if (method == "empty" || method == "xcopy" || method == "reduce" || method == "memcpy") continue;
     const auto phase = field<std::string>(record, "phase", file.path, number);
     if (phase != "dispatch" && phase != "combine" && phase != "total") continue;
     CostCase c;
     c.regime = "host";
     c.op = phase;
-    const auto method = field<std::string>(record, "method", file.path, number);
     const auto transport = field<std::string>(record, "transport", file.path, number);
     const auto placement = field<std::string>(record, "placement", file.path, number);
     c.variant = fmt::format("{} {} {}", method, transport, placement);

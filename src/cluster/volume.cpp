@@ -112,7 +112,7 @@ double rank_imbalance(std::span<const double> expert_loads, std::int32_t ranks) 
   for (std::int32_t rank = 0; rank < ranks; ++rank) {
     double load = 0;
     for (std::int32_t i = 0; i < partition.count(rank); ++i)
-      load += expert_loads[static_cast<std::size_t>(partition.first(rank) + i)];
+      load += expert_loads[static_cast<std::size_t>(partition.first(rank)) + static_cast<std::size_t>(i)];
     total += load;
     busiest = std::max(busiest, load);
   }
