@@ -162,7 +162,8 @@ class Linter {
             fmt::format("\"{}\" is not an integer in [{}, {}]", v.value, known.low, known.high));
     } else if (known.kind == ValueKind::choice) {
       const bool level = v.name == "NCCL_P2P_LEVEL" || v.name == "NCCL_NET_GDR_LEVEL";
-      if (level && integer(v.value)) return check_level(v);
+      const auto number = integer(v.value);
+      if (level && number) return check_level(v, *number);
       if (!is_choice(v.value, known.choices))
         add(Severity::error, v.name, fmt::format("\"{}\" is none of {}", v.value, comma(known.choices)));
     } else if (known.kind == ValueKind::list) {
@@ -170,8 +171,7 @@ class Linter {
     }
   }
 
-  void check_level(const Variable& v) {
-    const std::int64_t value = *integer(v.value);
+  void check_level(const Variable& v, std::int64_t value) {
     constexpr const char* kNames[] = {"LOC", "PIX", "PXB", "PHB", "SYS"};
     if (value < 0 || value > 4)
       return add(Severity::error, v.name, fmt::format("{} is none of the old numbers 0 to 4", value));
