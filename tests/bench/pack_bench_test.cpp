@@ -88,7 +88,7 @@ TEST(PackBenchTest, WritesRecords) {
   std::string line;
   ASSERT_TRUE(std::getline(in, line));
   EXPECT_EQ(nlohmann::json::parse(line).at("device"), "cpu");
-  for (int lines = 0; std::getline(in, line); ++lines) {
+  while (std::getline(in, line)) {
     const auto record = nlohmann::json::parse(line);
     EXPECT_EQ(record.at("bench"), "pack");
     EXPECT_EQ(record.at("correct"), true);
