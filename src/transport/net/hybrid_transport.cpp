@@ -266,10 +266,29 @@ HybridTransport::Entry& HybridTransport::entry_for(std::int32_t id) {
 
 void HybridTransport::release(SymmetricBuffer& buffer) noexcept {
   if (entry_of(buffer) != nullptr) {
-    network_->withdraw(buffer.id);
-    node_->release(entry_at(buffer.id).node_part);
+    if (!has_left()) {
+      // The network may still read it; the next allocation gives it back.
+      abandoned_.push_back(buffer.id);
+    } else {
+      network_->withdraw(buffer.id);
+      node_->release(entry_at(buffer.id).node_part);
+    }
   }
   buffer = {};
+}
+
+/// Whether all that was put has been read out of its source, after a short wait: a send from pages that are gone breaks
+/// the connection it goes over.
+bool HybridTransport::has_left() noexcept {
+  network_->end_waits_at(Clock::now() + kLeaveTime);
+  bool left = true;
+  try {
+    network_->quiet();
+  } catch (const std::exception&) {
+    left = false;
+  }
+  network_->end_waits_at(Deadline::max());
+  return left;
 }
 
 const HybridTransport::Entry* HybridTransport::entry_of(const SymmetricBuffer& buffer) const noexcept {

@@ -94,6 +94,8 @@ class HybridTransport final : public Transport, private shm::WaitHelper {
   [[nodiscard]] bool has_finished(std::int32_t rank) const noexcept;
   void take_leave() noexcept;
 
+  [[nodiscard]] bool has_left() noexcept;
+
   bool processes_;
   bool waits_for_room_ = true;
   Bootstrap& bootstrap_;

@@ -126,7 +126,12 @@ class Delayed final : public Transport {
   [[nodiscard]] bool must_follow(const Operation& later, const Operation& earlier) const noexcept;
   void carry_out(Operation& operation, bool waits);
   bool release_due(Clock::time_point now, bool waits);
-  void release_all() { static_cast<void>(release_due(Clock::time_point::max(), waits_)); }
+  void release_all() {
+    static_cast<void>(release_due(Clock::time_point::max(), waits_));
+    if (sent_.empty() || !waits_) return;
+    inner_.quiet();
+    sent_.clear();
+  }
   void release_all_or_drop() noexcept;
 
   Transport& inner_;
