@@ -31,15 +31,15 @@ namespace {
 
 /// Looked at by one call of requested(): each look may cost a call into the network's driver.
 constexpr std::int32_t kLooks = 8;
+/// Between tries to tell a decision.
+constexpr std::chrono::microseconds kPause{100};
 /// All times of an agreement in parts of its window.
 constexpr int kPatience = 3;         ///< Windows until a rank gives up
 constexpr int kSuspectsPart = 4;     ///< A suspected rank must join in this part of the window
 constexpr int kSilencePart = 4;      ///< So long without a sign of life, and the next rank proposes
 constexpr int kSettlePart = 4;       ///< So long a proposer waits for promises of ranks that have joined
 constexpr int kSignOfLifePart = 24;  ///< Time between signs of life
-/// Between tries to tell a decision.
-constexpr std::chrono::microseconds kPause{100};
-constexpr int kRetryPart = 16;  ///< Least time between two ballots of one rank
+constexpr int kRetryPart = 16;       ///< Least time between two ballots of one rank
 
 [[nodiscard]] std::string list(const RankSet& set, std::int32_t size) {
   std::string text;
