@@ -1,6 +1,7 @@
-# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO and SHUNT_CUDA are AUTO (with it where it is
-# found), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in one line what became of each.
-foreach(backend MPI OFI GLOO CUDA)
+# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO, SHUNT_CUDA, SHUNT_NCCL and SHUNT_NVSHMEM are AUTO
+# (with it where it is found), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in one line what became
+# of each.
+foreach(backend MPI OFI GLOO CUDA NCCL NVSHMEM)
   set(SHUNT_${backend} AUTO CACHE STRING "Build with ${backend}: AUTO, ON or OFF")
   set_property(CACHE SHUNT_${backend} PROPERTY STRINGS AUTO ON OFF)
   set(SHUNT_HAVE_${backend} OFF)
@@ -54,3 +55,20 @@ if(SHUNT_CUDA)
 else()
   message(STATUS "shunt: without CUDA, as SHUNT_CUDA=${SHUNT_CUDA} asks")
 endif()
+
+# NCCL and NVSHMEM are of no use without kernels that call them: shunt_gpu_backend(<name> <oldest version> <how to get it>)
+macro(shunt_gpu_backend name version hint)
+  if(NOT SHUNT_${name})
+    message(STATUS "shunt: without ${name}, as SHUNT_${name}=${SHUNT_${name}} asks")
+  elseif(SHUNT_HAVE_CUDA)
+    find_package(${name} ${version} QUIET)
+    shunt_backend(${name} "${${name}_FOUND}" "${${name}_VERSION} (${${name}_LIBRARY})" "${version} or newer: ${hint}")
+  elseif(SHUNT_${name} STREQUAL "AUTO")
+    message(STATUS "shunt: without ${name}, which needs CUDA")
+  else()
+    message(FATAL_ERROR "SHUNT_${name}=${SHUNT_${name}} needs CUDA, which this build does not have (SHUNT_CUDA=${SHUNT_CUDA})")
+  endif()
+endmacro()
+# 2.28 is the first NCCL with an interface for kernels; 3.3 the first NVSHMEM in wheels for CUDA 13.
+shunt_gpu_backend(NCCL 2.28 "in the CUDA toolkit, Python wheel nvidia-nccl-cu13, or NCCL_HOME")
+shunt_gpu_backend(NVSHMEM 3.3 "Python wheel nvidia-nvshmem-cu13, or NVSHMEM_HOME")

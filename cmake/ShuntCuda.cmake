@@ -1,6 +1,13 @@
 # Finds a CUDA compiler and its runtime library: SHUNT_CUDA_FOUND, or SHUNT_CUDA_HINT says what is missing. The flags of a
 # target with CUDA sources come from shunt_cuda_target().
-set(SHUNT_CUDA_ARCHITECTURES "8.0+PTX;9.0a;10.0f" CACHE STRING
+# The list that builds of PyTorch take, from the environment or CMake, where this build's own is not given.
+set(default_architectures "8.0+PTX;9.0a;10.0f")
+if(TORCH_CUDA_ARCH_LIST)
+  set(default_architectures "${TORCH_CUDA_ARCH_LIST}")
+elseif(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
+  set(default_architectures "$ENV{TORCH_CUDA_ARCH_LIST}")
+endif()
+set(SHUNT_CUDA_ARCHITECTURES "${default_architectures}" CACHE STRING
     "GPUs to build for, as in TORCH_CUDA_ARCH_LIST: 8.0, 9.0a, 10.0f; with +PTX also for newer ones, compiled when loaded")
 
 # -gencode options of a list like "8.0+PTX;9.0a", separated by semicolons, commas or spaces.

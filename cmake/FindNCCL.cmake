@@ -1,0 +1,21 @@
+# Finds NCCL: target NCCL::nccl. NCCL_HOME names a folder (the wheel nvidia-nccl-cu13 unpacked, or an installation); without
+# it the CUDA toolkit, the system and the wheels of python3 are searched, in this order.
+include(${CMAKE_CURRENT_LIST_DIR}/ShuntWheel.cmake)
+set(nccl_folders ${CUDAToolkit_LIBRARY_ROOT} ${CUDAToolkit_TARGET_DIR} ${CUDAToolkit_BIN_DIR}/.. /usr /usr/local)
+shunt_find_in_folders(nccl nccl.h "nccl;libnccl.so.2" "${nccl_folders}")
+if(NCCL_INCLUDE_DIR)
+  set(NCCL_VERSION)
+  foreach(part MAJOR MINOR PATCH)
+    file(STRINGS ${NCCL_INCLUDE_DIR}/nccl.h nccl_line REGEX "#define NCCL_${part} ")
+    string(REGEX REPLACE "[^0-9]" "" nccl_line "${nccl_line}")
+    list(APPEND NCCL_VERSION ${nccl_line})
+  endforeach()
+  list(JOIN NCCL_VERSION . NCCL_VERSION)
+endif()
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(NCCL REQUIRED_VARS NCCL_LIBRARY NCCL_INCLUDE_DIR VERSION_VAR NCCL_VERSION)
+if(NCCL_FOUND AND NOT TARGET NCCL::nccl)
+  add_library(NCCL::nccl UNKNOWN IMPORTED)
+  set_target_properties(NCCL::nccl PROPERTIES IMPORTED_LOCATION ${NCCL_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES
+                                              ${NCCL_INCLUDE_DIR})
+endif()
