@@ -1,14 +1,17 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
 #include <shunt/bench/options.h>
+#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
 #include <shunt/transport/launch.h>
 
@@ -29,6 +32,20 @@ void add_whole(CLI::App& app, const std::string& name, const std::string& help, 
   add_text(app, name, help, "N", [&value, min, max](const std::string& option, const std::string& text) {
     value = static_cast<T>(bench::parse_whole(option, text, min, max));
   });
+}
+
+/// Index of `text` in `names`. Errors: Errc::invalid_argument with the option, the nearest name where one is near, and
+/// those there are.
+inline std::size_t choose(const std::string& option, const std::string& text,
+                          const std::vector<std::string>& names) {
+  const auto found = std::find(names.begin(), names.end(), text);
+  if (found != names.end()) return static_cast<std::size_t>(found - names.begin());
+  const std::string nearest = nearest_name(text, names);
+  if (name_distance(text, nearest) <= 2)
+    throw Error(Errc::invalid_argument, fmt::format("{} \"{}\": did you mean \"{}\"? Allowed are {}", option,
+                                                    text, nearest, fmt::join(names, ", ")));
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} \"{}\": allowed are {}", option, text, fmt::join(names, ", ")));
 }
 
 inline void add_list(CLI::App& app, const std::string& name, const std::string& help,

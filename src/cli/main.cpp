@@ -11,6 +11,7 @@
 #include <shunt/core/record.h>
 
 #include "commands.h"
+#include "suggest.h"
 
 namespace {
 
@@ -34,6 +35,11 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    const std::string hint = shunt::cli::suggestion(app, arguments);
+    if (error.get_exit_code() != 0 && !hint.empty()) {
+      fmt::print(stderr, "shunt: {}\n", hint);
+      return 2;
+    }
     // The library has codes of its own; here 0 is help and version, and 2 whatever the user can mend.
     return app.exit(error) == 0 ? 0 : 2;
   }

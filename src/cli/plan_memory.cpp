@@ -36,15 +36,6 @@ struct Options {
   plan::Format format = plan::Format::text;
 };
 
-std::size_t choose(const std::string& option, const std::string& text,
-                   const std::vector<std::string>& names) {
-  const auto found = std::find(names.begin(), names.end(), text);
-  if (found == names.end())
-    throw Error(Errc::invalid_argument,
-                fmt::format("{} \"{}\": allowed are {}", option, text, fmt::join(names, ", ")));
-  return static_cast<std::size_t>(found - names.begin());
-}
-
 template <class T>
 void add_choice(CLI::App& app, const std::string& name, const std::string& help, T& value,
                 const std::vector<std::string>& names, std::vector<std::string>& given) {

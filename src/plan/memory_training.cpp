@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include <shunt/cluster/parameters.h>
+#include <shunt/plan/schedule.h>
 
 #include "stage.h"
 
@@ -206,26 +207,8 @@ void check_schedule(const Layout& layout, const TrainingOptions& o) {
 
 /// Microbatches whose activations of the whole stage are kept at the peak.
 double in_flight(const Layout& layout, const TrainingOptions& o, std::int64_t stage) {
-  const double p = as_double(layout.pp);
-  const double s = as_double(stage);
-  const double m = as_double(o.microbatches);
-  const double v = as_double(o.chunks);
-  if (layout.pp == 1) return 1;
-  switch (o.schedule) {
-    case Schedule::gpipe:
-      return m;
-    case Schedule::one_f_one_b:
-      return std::min(m, p - s);
-    case Schedule::interleaved:
-      return std::min(m * v, 2 * (p - s - 1) + (v - 1) * p + 1) / v;
-    case Schedule::zb_h1:
-      return std::min(m, p);
-    case Schedule::zb_h2:
-      return std::min(m, 2 * p - 1);
-    case Schedule::dualpipe:
-      return p + 1;
-  }
-  return m;
+  const std::string& name = schedule_names()[static_cast<std::size_t>(o.schedule)];
+  return peak_microbatches(find_pipeline(name), layout.pp, o.microbatches, o.chunks, stage);
 }
 
 struct Shards {

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
 
 namespace shunt::plan {
@@ -153,8 +154,16 @@ std::string render_csv(const Report& report) {
 Format parse_format(std::string_view text) {
   constexpr std::array<std::pair<std::string_view, Format>, 4> kFormats = {
       {{"text", Format::text}, {"markdown", Format::markdown}, {"json", Format::json}, {"csv", Format::csv}}};
-  for (const auto& [name, format] : kFormats)
+  std::vector<std::string> names;
+  for (const auto& [name, format] : kFormats) {
     if (name == text) return format;
+    names.emplace_back(name);
+  }
+  const std::string nearest = nearest_name(text, names);
+  if (name_distance(text, nearest) <= 2)
+    throw Error(Errc::invalid_argument,
+                fmt::format("--format \"{}\": did you mean \"{}\"? Allowed are text, markdown, json and csv",
+                            text, nearest));
   throw Error(Errc::invalid_argument,
               fmt::format("--format \"{}\": allowed are text, markdown, json and csv", text));
 }

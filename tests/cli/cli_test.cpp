@@ -86,6 +86,33 @@ TEST(CliTest, RefusesBadInputWithStatusTwoAndWhatIsAllowed) {
   }
 }
 
+TEST(CliTest, SuggestsTheNearestOptionOrCommand) {
+  for (const auto& [words, message] : std::vector<std::pair<Words, std::string>>{
+           {{"plna"}, "plna is not a command of shunt; did you mean plan?"},
+           {{"plan", "memry"}, "memry is not a command of shunt plan; did you mean memory?"},
+           {{"bench", "alltoall", "--ranks", "2", "--tokns", "4"},
+            "--tokns is not an option of shunt bench alltoall; did you mean --tokens?"},
+           {{"plan", "memory", "--modle=r1"},
+            "--modle is not an option of shunt plan memory; did you mean --model?"},
+           {{"doctor", "--xyzzy-of-nothing"},
+            "--xyzzy-of-nothing is not an option of shunt doctor (shunt doctor --help lists them)"},
+           {{"--versio"}, "--versio is not an option of shunt; did you mean --version?"},
+           {{"doctor", "now"}, "now is too much: shunt doctor takes options only"}}) {
+    const Ended ended = run_shunt(words);
+    EXPECT_EQ(ended.status, 2);
+    EXPECT_EQ(ended.out, "");
+    EXPECT_EQ(ended.err, "shunt: " + message + "\n");
+  }
+  const Ended far = run_shunt({"bench", "everything"});
+  EXPECT_EQ(far.status, 2);
+  EXPECT_NE(far.err.find("everything is not a command of shunt bench; there are alltoall, "),
+            std::string::npos)
+      << far.err;
+  // A value that looks like an option is a value.
+  const Ended value = run_shunt({"plan", "schedule", "--forward", "-1"});
+  EXPECT_EQ(value.err.find("not an option"), std::string::npos) << value.err;
+}
+
 TEST(CliTest, SaysWhatAPointOfTooMuchMemoryNeeds) {
   const Ended ended = run_shunt({"bench", "alltoall", "--experts", "64", "--topk", "32", "--hidden",
                                  "1048576", "--tokens", "8192", "--ranks", "8"});

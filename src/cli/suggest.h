@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+}
+
+namespace shunt::cli {
+
+/// What is wrong with the first option or subcommand of a command line that `root` does not know, with the nearest name
+/// that it does know, as one sentence; empty where all are known. `arguments` begins with the program.
+[[nodiscard]] std::string suggestion(const CLI::App& root, const std::vector<std::string>& arguments);
+
+}  // namespace shunt::cli
