@@ -83,7 +83,7 @@ void append(std::vector<double>& to, const std::vector<double>& from) {
 
 /// What runs on the CPU has no rates on a data sheet: its formula takes them from the measurements.
 Device device_of(const CostCase& c, const std::string& directory) {
-  return c.regime == "host" ? Device{c.hardware, 1, 1, 0, 1} : find_device(c.hardware, directory);
+  return c.regime == "host" ? Device{c.hardware, 1, 1, 0, 1, {}} : find_device(c.hardware, directory);
 }
 
 std::vector<Group> group_cases(const std::vector<MeasurementFile>& files, const std::string& directory) {
@@ -119,6 +119,11 @@ std::vector<Group> group_cases(const std::vector<MeasurementFile>& files, const 
 
 std::string file_name(const std::string& path) {
   return path.substr(path.find_last_of('/') + 1);
+}
+
+/// "h100_sxm", as measurement files name machines, is a machine of GPU h100.
+bool is_of_gpu(const std::string& hardware, const std::string& gpu) {
+  return !gpu.empty() && (hardware == gpu || hardware == gpu + "_sxm");
 }
 
 ErrorSummary transfer(const Group& to, const std::vector<double>& parameters, const Device& device) {
@@ -216,11 +221,15 @@ const Device& CostModel::device(const CostCase& c) const {
 }
 
 Prediction CostModel::predict(const CostCase& c) const {
+  return predict(c, device(c));
+}
+
+Prediction CostModel::predict(const CostCase& c, const Device& sheet) const {
   const CostFit* best = nullptr;
   for (const CostFit& fit : calibration_.fits) {
     if (fit.regime != c.regime || fit.op != c.op) continue;
     if (!c.variant.empty() && fit.variant != c.variant) continue;
-    if (fit.hardware == c.hardware) {
+    if (fit.hardware == c.hardware || is_of_gpu(fit.hardware, sheet.gpu)) {
       best = &fit;
       break;
     }
@@ -233,7 +242,7 @@ Prediction CostModel::predict(const CostCase& c) const {
         fmt::format("{}: no fit for {}/{}{} on {}; shunt calibrate makes one from measurements", c.where,
                     c.regime, c.op, c.variant.empty() ? "" : " of " + c.variant, c.hardware));
   }
-  return {evaluate_cost(find_cost_form(c.regime, c.op), best->parameters, cost_terms(c, device(c))), best};
+  return {evaluate_cost(find_cost_form(c.regime, c.op), best->parameters, cost_terms(c, sheet)), best};
 }
 
 }  // namespace shunt

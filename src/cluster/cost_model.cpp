@@ -24,6 +24,17 @@ bool one_of(const std::string& text, std::initializer_list<const char*> names) {
 
 }  // namespace
 
+Device device_of(const NodeSpec& node) {
+  Device device;
+  device.name = node.name;
+  device.gpu = node.gpu.name;
+  device.scale_up_gb_per_s = node.gpu.has_scale_up ? node.gpu.scale_up.gb_per_s : node.gpu.pcie.gb_per_s;
+  device.network_gb_per_s = node.network_gb_per_s_per_gpu();
+  device.sms = node.gpu.sms;
+  device.dies = node.gpu.dies;
+  return device;
+}
+
 Device find_device(const std::string& name, const std::string& directory) {
   const std::vector<std::string> nodes = list_nodes(directory);
   std::string plain = name;
@@ -33,12 +44,8 @@ Device find_device(const std::string& name, const std::string& directory) {
        {name, plain, "dgx-" + plain, "hgx-" + plain, plain + "-nvl72", plain + "-8"}) {
     if (std::find(nodes.begin(), nodes.end(), candidate) == nodes.end()) continue;
     const NodeSpec node = find_node(candidate, directory);
-    Device device;
+    Device device = device_of(node);
     device.name = name;
-    device.scale_up_gb_per_s = node.gpu.has_scale_up ? node.gpu.scale_up.gb_per_s : node.gpu.pcie.gb_per_s;
-    device.network_gb_per_s = node.network_gb_per_s_per_gpu();
-    device.sms = node.gpu.sms;
-    device.dies = node.gpu.dies;
     return device;
   }
   std::vector<std::string> names = nodes;
@@ -91,8 +98,10 @@ CostTerms cost_terms(const CostCase& c, const Device& device) {
     t.selections *= busiest;
     return t;
   }
-  RoutedShape shape{c.ranks, c.nodes, c.experts, c.topk, c.node_limit, c.dealt_in_turn};
-  const Destinations places = expected_destinations(shape);
+  const RoutedShape shape{c.ranks, c.nodes, c.experts, c.topk, c.node_limit, c.dealt_in_turn};
+  const Destinations places =
+      c.groups > 0 ? group_limited_destinations(c.ranks, c.nodes, c.experts, c.topk, c.groups, c.group_limit)
+                   : expected_destinations(shape);
   t.rank_rows = places.ranks;
   t.node_rows = places.nodes;
   t.near_bytes = t.tokens * places.near_ranks * t.row * busiest;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -55,6 +56,120 @@ Destinations expected_destinations(const RoutedShape& shape) {
   d.other_nodes = d.nodes * (nodes - 1) / nodes;
   d.other_ranks = d.ranks * (nodes - 1) / nodes;
   d.near_ranks = d.ranks * (ranks / nodes - 1) / ranks;
+  return d;
+}
+
+namespace {
+
+/// n over k for counts of groups and experts, as a logarithm; minus infinity where k > n.
+double log_choose(double n, double k) {
+  if (k < 0 || k > n) return -std::numeric_limits<double>::infinity();
+  return std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1);
+}
+
+/// Probability that one of `places` equal places holds an expert of a token.
+double place_share(double places, double experts, double topk, double groups, double drawn) {
+  const double size = experts / groups;
+  const double pool = drawn * size;
+  const auto hit = [&](double held) {
+    return 1 - std::exp(log_choose(pool - held, topk) - log_choose(pool, topk));
+  };
+  if (places >= groups) return drawn / groups * hit(experts / places);
+  const double own = groups / places;
+  double share = 0;
+  for (double j = 1; j <= std::min(own, drawn); ++j) {
+    share += std::exp(log_choose(own, j) + log_choose(groups - own, drawn - j) - log_choose(groups, drawn)) *
+             hit(j * size);
+  }
+  return share;
+}
+
+void check_places(std::int32_t ranks, std::int32_t nodes) {
+  if (ranks >= 1 && nodes >= 1 && ranks % nodes == 0) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} ranks on {} nodes: the nodes must divide the ranks", ranks, nodes));
+}
+
+}  // namespace
+
+Destinations group_limited_destinations(std::int32_t ranks, std::int32_t nodes, std::int64_t experts,
+                                        std::int64_t topk, std::int64_t groups, std::int64_t top_groups) {
+  check_places(ranks, nodes);
+  if (groups < 1 || experts < 1 || experts % groups != 0) {
+    throw Error(Errc::invalid_argument, fmt::format("{} groups do not divide {} experts", groups, experts));
+  }
+  if (top_groups < 1 || top_groups > groups || topk < 1 || topk > top_groups * (experts / groups)) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("top-k {} of {} of {} groups with {} experts each: the groups must hold as many",
+                            topk, top_groups, groups, experts / groups));
+  }
+  for (const std::int64_t places : {std::int64_t{ranks}, std::int64_t{nodes}}) {
+    if (groups % places == 0 || places % groups == 0) continue;
+    throw Error(Errc::invalid_argument,
+                fmt::format("{} groups of experts on {} places: one must be a multiple of the other", groups,
+                            places));
+  }
+  const auto share = [&](std::int32_t places) {
+    return place_share(places, static_cast<double>(experts), static_cast<double>(topk),
+                       static_cast<double>(groups), static_cast<double>(top_groups));
+  };
+  const double r = ranks;
+  const double n = nodes;
+  Destinations d;
+  d.ranks = r * share(ranks);
+  d.nodes = n * share(nodes);
+  d.other_nodes = d.nodes * (n - 1) / n;
+  d.other_ranks = d.ranks * (n - 1) / n;
+  d.near_ranks = d.ranks * (r / n - 1) / r;
+  return d;
+}
+
+Destinations counted_destinations(std::span<const std::int32_t> ids, std::int64_t topk, std::int64_t experts,
+                                  std::int32_t ranks, std::int32_t nodes, std::int32_t source_rank) {
+  check_places(ranks, nodes);
+  if (topk < 1 || experts < 1 || static_cast<std::int64_t>(ids.size()) % topk != 0) {
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("{} ids with top-k {} of {} experts: expected whole tokens", ids.size(), topk, experts));
+  }
+  if (source_rank < 0 || source_rank >= ranks)
+    throw Error(Errc::invalid_argument, fmt::format("source {} is none of {} ranks", source_rank, ranks));
+  const ExpertPartition partition{static_cast<std::int32_t>(experts), ranks};
+  const std::int32_t per_node = ranks / nodes;
+  const std::int64_t tokens = static_cast<std::int64_t>(ids.size()) / topk;
+  std::int64_t count[5] = {};
+  std::vector<std::int64_t> rank_seen(static_cast<std::size_t>(ranks), -1);
+  std::vector<std::int64_t> node_seen(static_cast<std::size_t>(nodes), -1);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t k = 0; k < topk; ++k) {
+      const std::int32_t id = ids[static_cast<std::size_t>(t * topk + k)];
+      if (id == -1) continue;
+      if (id < 0 || id >= experts)
+        throw Error(Errc::invalid_argument, fmt::format("token {}: expert {} of {}", t, id, experts));
+      const std::int32_t rank = partition.owner(id);
+      const std::int32_t node = rank / per_node;
+      const bool far = node != source_rank / per_node;
+      if (auto& seen = rank_seen[static_cast<std::size_t>(rank)]; seen != t) {
+        seen = t;
+        ++count[0];
+        if (far) ++count[3];
+        if (!far && rank != source_rank) ++count[4];
+      }
+      if (auto& seen = node_seen[static_cast<std::size_t>(node)]; seen != t) {
+        seen = t;
+        ++count[1];
+        if (far) ++count[2];
+      }
+    }
+  }
+  if (tokens == 0) return {};
+  const auto mean = [&](std::int64_t n) { return static_cast<double>(n) / static_cast<double>(tokens); };
+  Destinations d;
+  d.ranks = mean(count[0]);
+  d.nodes = mean(count[1]);
+  d.other_nodes = mean(count[2]);
+  d.other_ranks = mean(count[3]);
+  d.near_ranks = mean(count[4]);
   return d;
 }
 

@@ -101,10 +101,12 @@ class CostModel {
  public:
   CostModel(const Calibration& calibration, std::string hardware_directory);
 
-  /// Takes the fit of the same formula, variant and hardware; else, with the case's data sheet, that of the hardware
+  /// Takes the fit of the same formula, variant and GPU; else, with the case's data sheet, that of the hardware
   /// with the most fitted rows. An empty variant takes any.
   /// Errors: Errc::invalid_argument where no fit has this formula (naming the case), or the hardware is unknown.
   [[nodiscard]] Prediction predict(const CostCase& cost_case) const;
+  /// The same with a data sheet in hand; `cost_case.hardware` is only for messages.
+  [[nodiscard]] Prediction predict(const CostCase& cost_case, const Device& device) const;
 
  private:
   [[nodiscard]] const Device& device(const CostCase& cost_case) const;

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <shunt/cluster/hardware.h>
+
 namespace shunt {
 
 /// Rates of one kind of machine as the cost model uses them, all from its data sheet.
@@ -14,11 +16,14 @@ struct Device {
   double network_gb_per_s = 0;   ///< NIC of one GPU, one direction
   std::int32_t sms = 0;          ///< Multiprocessors; 0 where unknown
   std::int32_t dies = 1;         ///< Compute dies in one package
+  std::string gpu;               ///< Preset of its GPU
 };
 
 /// Finds the data sheet of `name`: a node preset, or a GPU of one with or without "_sxm" ("h100_sxm" is dgx-h100).
 /// Errors: Errc::invalid_argument with the nearest name and those there are.
 [[nodiscard]] Device find_device(const std::string& name, const std::string& directory);
+/// The same of a node that was read already.
+[[nodiscard]] Device device_of(const NodeSpec& node);
 
 /// One operation whose time is asked for, or was measured.
 struct CostCase {
@@ -33,6 +38,9 @@ struct CostCase {
   std::int64_t experts = 0;
   std::int64_t topk = 0;
   std::int32_t node_limit = 0;  ///< As RoutedShape
+  std::int32_t groups =
+      0;  ///< Groups of experts, of which a token uses group_limit; 0: none, see RoutedShape
+  std::int32_t group_limit = 0;
   std::int64_t tokens_per_rank = 0;
   std::string payload;            ///< As row_bytes()
   std::string expert_dtype;       ///< What the experts compute in, where a file says so; only for shape_key()

@@ -16,11 +16,11 @@ enum class MathType { bf16, fp8, fp4 };
 
 /// Shares of data sheet rates that kernels reach. Defaults and where they come from: docs/cost_model.md, "Rooflines".
 struct Efficiency {
-  double matrix = 0.85;         ///< Large products, of the dense rate
+  double matrix = 0.75;         ///< Large products, of the dense rate
   double grouped_matrix = 0.7;  ///< Products of many experts in one launch
   double attention = 0.6;       ///< Fused attention, forward
   double attention_backward = 0.5;
-  double elementwise = 0.85;  ///< Of the HBM rate the machine already has
+  double elementwise = 0.9;  ///< Of the HBM rate the machine already has
   double tile = 128;          ///< Rows and columns of a thread block's output tile
 };
 

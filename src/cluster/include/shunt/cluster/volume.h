@@ -34,6 +34,24 @@ struct Destinations {
 ///         places; with a limit of M nodes the same among the experts of M nodes drawn uniformly.
 [[nodiscard]] Destinations expected_destinations(const RoutedShape& shape);
 
+/// The same where the experts lie in `groups` equal groups in order and a token uses those of `top_groups` groups, drawn
+/// uniformly, as models with group-limited routing do. Exact for nodes and ranks that hold whole groups or equal parts
+/// of one.
+/// Errors: Errc::invalid_argument as above, and where groups do not divide the experts, top_groups is not in [1, groups],
+///         its groups hold fewer than K experts, or nodes or ranks neither divide the groups nor are multiples of them.
+/// Source: expectation of an indicator, over the hypergeometric number of a place's groups among those drawn.
+[[nodiscard]] Destinations group_limited_destinations(std::int32_t ranks, std::int32_t nodes,
+                                                      std::int64_t experts, std::int64_t topk,
+                                                      std::int64_t groups, std::int64_t top_groups);
+
+/// The same counted from recorded ids [T, K] of the tokens of `source_rank` (-1 skips), mean over the tokens; experts are
+/// dealt in order to ranks, ranks in order to nodes. All 0 without tokens.
+/// Errors: Errc::invalid_argument where nodes do not divide the ranks, ids is no multiple of K, an id is not below E, or
+///         the source is no rank.
+[[nodiscard]] Destinations counted_destinations(std::span<const std::int32_t> ids, std::int64_t topk,
+                                                std::int64_t experts, std::int32_t ranks, std::int32_t nodes,
+                                                std::int32_t source_rank);
+
 /// Bytes of one row of `hidden` elements: bfloat16 and half 2 h, float 4 h, int8 and fp8 h, fp8_block128
 /// h + 4 ceil(h / 128), mxfp8 h + ceil(h / 32), nvfp4 h / 2 + h / 16, mxfp4 h / 2 + h / 32, none 0.
 /// Errors: Errc::invalid_argument for a name that is none of these, with the nearest.
