@@ -14,7 +14,7 @@ void Transport::exclude(std::span<const std::int32_t>) {
 }
 
 std::unique_ptr<Collectives> Transport::make_collectives(std::int64_t max_bytes, Deadline deadline) {
-  return std::make_unique<SignalCollectives>(*this, max_bytes, deadline);
+  return std::make_unique<SignalCollectives>(host(), max_bytes, deadline);
 }
 
 }  // namespace shunt

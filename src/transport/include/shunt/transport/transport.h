@@ -134,7 +134,12 @@ class Transport {
   /// Nothing where operations never wait. On at the start.
   virtual void set_waits_for_room(bool on) noexcept { static_cast<void>(on); }
 
-  /// Collective. Collectives over this transport; an implementation with better ones of its own overrides
+  /// The same ranks over memory that the CPU can load and store, for what the hosts tell each other: this object, or,
+  /// where device_memory is set, the transport beneath it. Ranks are excluded on this object, not on that one.
+  /// Ownership: lives as long as this.
+  [[nodiscard]] virtual Transport& host() noexcept { return *this; }
+
+  /// Collective. Collectives over host(), in host memory; an implementation with better ones of its own overrides
   /// this.
   virtual std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline);
 

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <shunt/transport/collectives.h>
+#include <shunt/transport/transport.h>
+
+#include "heap/symmetric_heap.h"
+
+namespace shunt::heap {
+
+/// Ranks over the symmetric GPU memory of a library. What the ranks agree on, and that they are there, goes over a host
+/// transport beneath, host(): the calls of such libraries are collective without a deadline and without an error that
+/// names a rank, so each is entered only after every rank has said over host() that it comes.
+/// Signals lie in GPU memory, where kernels find them. Whoever signals from the host also rings a bell of the receiver in
+/// host memory; waits watch that, with all that the host transport's waits do, and look at the word when it rings. A
+/// word that a kernel has stored is found too, when a wait has begun to sleep.
+/// put() and its kin take sources in any memory of this process. What goes to a peer that cannot be stored to is copied
+/// through a staging buffer, unless it lies in symmetric memory.
+/// release() is local, as everywhere, while the libraries free collectively: memory goes back to the library with the
+/// next allocate(), or at the end, once every rank has released it.
+class HeapTransport final : public Transport, private WaitBreaker {
+ public:
+  /// Collective. `host` must outlive this, unless it is `owned`.
+  HeapTransport(Transport& host, std::unique_ptr<SymmetricHeap> heap, Deadline deadline,
+                std::unique_ptr<Transport> owned = nullptr);
+  /// Waits up to two seconds for the others, so that memory is given back together; then goes without.
+  ~HeapTransport() override;
+
+  [[nodiscard]] std::string_view name() const noexcept override { return heap_->name(); }
+  [[nodiscard]] std::string_view provider() const noexcept override { return heap_->provider(); }
+  [[nodiscard]] Capabilities capabilities() const noexcept override;
+  SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override;
+  void release(SymmetricBuffer& buffer) noexcept override;
+  [[nodiscard]] std::byte* peer_pointer(const SymmetricBuffer& buffer,
+                                        std::int32_t peer) const noexcept override;
+  void put(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+           std::int64_t bytes) override;
+  void put_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, const void* from,
+                  std::int64_t bytes, std::int64_t signal_offset, std::uint64_t value) override;
+  void signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
+              std::uint64_t value) override;
+  std::uint64_t wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset, std::uint64_t value,
+                            Deadline deadline, const WaitSite& site) override;
+  std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
+  void fence() override;
+  void quiet() override { heap_->quiet(); }
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { breaker_ = breaker; }
+  void set_waits_for_room(bool on) noexcept override { host_.set_waits_for_room(on); }
+  [[nodiscard]] Transport& host() noexcept override { return host_; }
+  std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline) override;
+
+  /// For engines of kernels that speak to the library themselves.
+  [[nodiscard]] SymmetricHeap& heap() noexcept { return *heap_; }
+  [[nodiscard]] std::int32_t slot_of(const SymmetricBuffer& buffer) const noexcept { return buffer.id; }
+
+  /// Allocations that may exist at a time, those that not all ranks have released included.
+  static constexpr std::int32_t kSlots = 512;
+  static constexpr std::int64_t kStagingBytes = std::int64_t{1} << 20;
+
+ private:
+  enum class Use : std::uint8_t { free, held, released };
+  struct Slot {
+    Use use = Use::free;
+    std::byte* local = nullptr;
+    std::int64_t bytes = 0;              ///< As allocated
+    std::vector<std::byte*> parts = {};  ///< [R] peers as this rank reaches them
+  };
+  /// What a rank brings to an allocation.
+  struct Proposal {
+    std::int64_t bytes = 0;
+    std::int64_t available = 0;
+    std::array<std::uint64_t, kSlots / 64> released{};
+  };
+
+  [[nodiscard]] bool breaks_waits() override;
+  [[nodiscard]] bool holds(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept;
+  void check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, std::int64_t bytes) const;
+  void check_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset) const;
+  [[nodiscard]] std::byte* part(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
+    return slots_[static_cast<std::size_t>(buffer.id)].parts[static_cast<std::size_t>(peer)];
+  }
+  void check_proposals(const std::vector<Proposal>& proposals, const char* what) const;
+  void free_what_all_released(const std::vector<Proposal>& proposals);
+  void put_over_network(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
+                        const void* from, std::int64_t bytes);
+  void store_and_ring(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset,
+                      std::uint64_t value);
+  [[nodiscard]] std::chrono::nanoseconds left(Deadline deadline) const;
+
+  std::unique_ptr<Transport> owned_;
+  Transport& host_;
+  std::unique_ptr<SymmetricHeap> heap_;
+  std::unique_ptr<Collectives> agreement_;  ///< Over host_
+  std::vector<Slot> slots_;                 ///< By SymmetricBuffer::id
+  bool all_reachable_ = false;
+  std::int32_t staging_ = -1;         ///< Slot; -1 where every peer can be stored to
+  SymmetricBuffer bells_;             ///< In host memory: one word for each peer, which counts its signals
+  std::vector<std::uint64_t> rings_;  ///< [R] Signals to each peer so far
+
+  WaitBreaker* breaker_ = nullptr;
+  const std::byte* awaited_word_ = nullptr;  ///< Of the wait that is under way
+  std::uint64_t awaited_value_ = 0;
+  bool word_came_ = false;
+};
+
+}  // namespace shunt::heap
