@@ -1,7 +1,7 @@
-# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO, SHUNT_CUDA, SHUNT_NCCL and SHUNT_NVSHMEM are AUTO
-# (with it where it is found), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in one line what became
-# of each.
-foreach(backend MPI OFI GLOO CUDA NCCL NVSHMEM)
+# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO, SHUNT_ONEDNN, SHUNT_CUDA, SHUNT_NCCL and
+# SHUNT_NVSHMEM are AUTO (with it where it is found), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in
+# one line what became of each.
+foreach(backend MPI OFI GLOO ONEDNN CUDA NCCL NVSHMEM)
   set(SHUNT_${backend} AUTO CACHE STRING "Build with ${backend}: AUTO, ON or OFF")
   set_property(CACHE SHUNT_${backend} PROPERTY STRINGS AUTO ON OFF)
   set(SHUNT_HAVE_${backend} OFF)
@@ -47,6 +47,20 @@ if(SHUNT_GLOO)
   shunt_backend(GLOO ${gloo_found} "${GLOO_LIBRARY}" "Debian package libgloo-dev")
 else()
   message(STATUS "shunt: without GLOO, as SHUNT_GLOO=${SHUNT_GLOO} asks")
+endif()
+
+if(SHUNT_ONEDNN)
+  find_path(ONEDNN_INCLUDE_DIR oneapi/dnnl/dnnl.hpp)
+  find_library(ONEDNN_LIBRARY dnnl)
+  mark_as_advanced(ONEDNN_INCLUDE_DIR ONEDNN_LIBRARY)
+  if(ONEDNN_INCLUDE_DIR AND ONEDNN_LIBRARY)
+    set(onednn_found ON)
+  else()
+    set(onednn_found OFF)
+  endif()
+  shunt_backend(ONEDNN ${onednn_found} "${ONEDNN_LIBRARY}" "Debian package libdnnl-dev")
+else()
+  message(STATUS "shunt: without ONEDNN, as SHUNT_ONEDNN=${SHUNT_ONEDNN} asks")
 endif()
 
 if(SHUNT_CUDA)

@@ -295,6 +295,7 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
       for (const Record& record : result_records(point)) lines += record.to_json() + "\n";
       files->add_point(tsv_rows(point, names), lines);
     }
+    if (options.on_point && job.leads()) options.on_point(point);
     if (told.text) told.text(format_point(point));
   }
   if (report.failed) report.status = exit_status(Errc::check_failed);

@@ -215,6 +215,9 @@ class PointRun {
       methods_[i].reset();
       return;
     }
+    Method::Work work = methods_[i]->work();
+    result.work = std::move(work.text);
+    result.flops = work.flops;
     const StepSample cold = verified_iteration(i);
     result.cold_us[0] = cold.dispatch_us;
     result.cold_us[1] = cold.touch_us;
@@ -236,6 +239,7 @@ class PointRun {
   void iterate(Method& method, const MethodSpec& spec, RankStamps& stamps, Verdict* verdict) {
     std::string wrong;
     write_anew(method.own_tokens());
+    method.ready();
     meet();
     stamps.dispatch_begin = now_ns();
     method.dispatch();
@@ -245,11 +249,13 @@ class PointRun {
       meet();  // one-sided methods have delivered only when all have returned
       wrong = spec.kind == MethodKind::floor ? method.check_own() : verifier_.check_rows(method.arrived());
     }
+    method.ready();
     meet();
     stamps.touch_begin = now_ns();
     method.touch();
     stamps.touch_end = now_ns();
     take_own_span(method, stamps.touch_begin, stamps.touch_end);
+    method.ready();
     meet();
     stamps.combine_begin = now_ns();
     method.combine();
@@ -261,6 +267,7 @@ class PointRun {
       stamps.dispatch_begin = stamps.dispatch_end = 0;
       stamps.touch_begin = stamps.touch_end = 0;
     }
+    if (!spec.touch_counts) stamps.touch_begin = stamps.touch_end = 0;
     if (!spec.has_combine) stamps.combine_begin = stamps.combine_end = 0;
     if (verdict == nullptr) return;
     if (method.combined() != nullptr) {

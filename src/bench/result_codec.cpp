@@ -29,6 +29,8 @@ void visit(Archive& a, PointResult& r) {
     field(a, m.has_dispatch);
     field(a, m.has_combine);
     field(a, m.crossing);
+    field(a, m.work);
+    field(a, m.flops);
     list(a, m.phases, [&a](PhaseResult& p) {
       field(a, p.placement);
       field(a, p.phase);

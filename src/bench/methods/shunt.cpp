@@ -1,6 +1,7 @@
 #include "shunt.h"
 
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -37,7 +38,7 @@ AllToAllConfig make_config(const Workload& workload, const MethodSettings& setti
   return config;
 }
 
-class ShuntMethod final : public Method {
+class ShuntMethod final : public SplitMethod {
  public:
   ShuntMethod(const MethodContext& context, const AllToAllConfig& config, bool empty)
       : workload_(context.workload),
@@ -57,17 +58,18 @@ class ShuntMethod final : public Method {
                   static_cast<std::size_t>(tokens_ * workload_.scale_bytes()));
   }
 
-  void dispatch() override {
+  void dispatch_send() override {
     const Point& point = workload_.point();
     const MutableRows buffer = all_to_all_.token_buffer();
     const TokenInput input{
         .tokens = Rows(buffer.data, tokens_, point.hidden, point.in_dtype, buffer.row_stride_bytes),
         .scales = workload_.num_scales() > 0 ? all_to_all_.token_scales() : nullptr,
         .weights = all_to_all_.config().presum ? routing_.weights.data() : nullptr};
-    auto sent = all_to_all_.dispatch_send(
+    dispatch_sent_ = all_to_all_.dispatch_send(
         input, View2<const std::int32_t>(routing_.ids.data(), tokens_, point.top_k));
-    received_ = all_to_all_.dispatch_recv(std::move(sent));
   }
+
+  void dispatch_recv() override { received_ = all_to_all_.dispatch_recv(std::move(dispatch_sent_.value())); }
 
   void touch() override {
     const Point& point = workload_.point();
@@ -88,12 +90,16 @@ class ShuntMethod final : public Method {
     });
   }
 
-  void combine() override {
-    const Point& point = workload_.point();
+  void combine_send() override {
     const MutableRows output = all_to_all_.expert_output();
-    auto sent = all_to_all_.combine_send(
-        Rows(output.data, received_.starts.back(), point.hidden, point.out_dtype, output.row_stride_bytes));
-    all_to_all_.combine_recv(std::move(sent),
+    combine_sent_ =
+        all_to_all_.combine_send(Rows(output.data, received_.starts.back(), workload_.point().hidden,
+                                      workload_.point().out_dtype, output.row_stride_bytes));
+  }
+
+  void combine_recv() override {
+    const Point& point = workload_.point();
+    all_to_all_.combine_recv(std::move(combine_sent_.value()),
                              View2<const float>(routing_.weights.data(), tokens_, point.top_k),
                              MutableRows(combined_.data(), tokens_, point.hidden, point.out_dtype));
     if (all_to_all_.config().record_waits) record_inner();
@@ -176,6 +182,8 @@ class ShuntMethod final : public Method {
   AllToAll all_to_all_;
   PrivateBuffer& combined_;
   Received received_;
+  std::optional<Sent<Half::dispatch>> dispatch_sent_;
+  std::optional<Sent<Half::combine>> combine_sent_;
 };
 
 bool refused(const Workload& workload, const ShuntWay& way) {
@@ -184,7 +192,7 @@ bool refused(const Workload& workload, const ShuntWay& way) {
 
 }  // namespace
 
-std::unique_ptr<Method> make_shunt_method(const MethodContext& context, const ShuntWay& way) {
+std::unique_ptr<SplitMethod> make_shunt_method(const MethodContext& context, const ShuntWay& way) {
   if (refused(context.workload, way))
     throw Error(Errc::unavailable,
                 fmt::format("partial sums are for --dp-size 1, not {}", context.workload.point().dp_size));

@@ -72,6 +72,8 @@ class Method {
     std::int64_t end_ns = 0;
   };
   [[nodiscard]] virtual Span own_span() const noexcept { return {}; }
+  /// Before the ranks meet for each phase, outside the times: what must be over when it begins.
+  virtual void ready() {}
   /// Before the first and after the last iteration of a block, all ranks having met: a helper process may wait
   /// busily in between and must sleep outside.
   virtual void begin_block() {}
@@ -91,6 +93,12 @@ class Method {
     std::int64_t messages = -1;  ///< Everything else of both
   };
   [[nodiscard]] virtual Crossed crossed() const { return {}; }
+  /// What an iteration computes besides touch and sums.
+  struct Work {
+    std::string text;        ///< "128 x 512 x 7168, float32"; empty: nothing
+    std::int64_t flops = 0;  ///< Of one rank in one iteration
+  };
+  [[nodiscard]] virtual Work work() const { return {}; }
 
  protected:
   Method() { inner_.fill(-1); }
@@ -178,6 +186,7 @@ struct MethodSpec {
   bool opens_sockets = false;  ///< Runs only if named, or with --peers
   bool has_dispatch = true;
   bool has_combine = true;
+  bool touch_counts = true;        ///< Whether its touch has a time; else it only prepares the combine
   bool inner_phases_cost = false;  ///< Inner phases need settings.record_inner and a run of their own
   /// Symmetric memory of one rank that this method alone needs; empty for none.
   std::function<std::int64_t(const Workload&, const MethodSettings&)> own_bytes{};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <shunt/bench/method.h>
+#include <shunt/bench/results.h>
 #include <shunt/transport/launch.h>
 
 namespace shunt::bench {
@@ -46,6 +47,8 @@ struct AllToAllBenchOptions {
   std::string jsonl;  ///< Empty: the TSV's name with .jsonl
   bool write_files = true;
   std::vector<MethodSpec> registry = alltoall_methods();
+  /// Told of every point as soon as it is measured, in the process that leads.
+  std::function<void(const PointResult&)> on_point{};
   /// For tests: each rank measures over what this makes of its transport.
   std::function<std::unique_ptr<Transport>(Transport&)> wrap{};
 };

@@ -46,6 +46,8 @@ struct MethodResult {
   bool has_combine = true;
   std::vector<PhaseResult> phases;
   Crossing crossing;
+  std::string work;        ///< Method::work() of rank 0
+  std::int64_t flops = 0;  ///< Likewise
 
   /// Null where this phase was not seen in this class.
   [[nodiscard]] const PhaseResult* find(std::string_view placement, std::string_view phase) const;
