@@ -37,7 +37,7 @@ bench: build ## Run the whole published benchmark: 2, 4 and 8 ranks, both models
 .PHONY: gpu-test
 gpu-test: ## Build with CUDA and run the tests for GPUs; they skip, with the reason, where there is no GPU
 	cmake --preset cuda
-	cmake --build --preset cuda --target device_gpu_test pack_cuda_gpu_test
+	cmake --build --preset cuda --target device_gpu_test pack_cuda_gpu_test transport_cuda_gpu_test
 	ctest --preset gpu --verbose
 
 .PHONY: gpu-bench

@@ -65,6 +65,12 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
       kernels(pack_kernels()),
       buffer(transport_in) {
   live.assign(at(world.size), 1);
+  if (transport.capabilities().device_memory) {
+    throw Error(Errc::unavailable,
+                fmt::format("AllToAll moves rows with the CPU, but memory of transport {} lies on a GPU; "
+                            "shunt::cuda::AllToAll takes that transport, this one its host()",
+                            transport.name()));
+  }
   compare_configs();
   find_homes();
   if (config.on_peer_loss == PeerLoss::mask) {

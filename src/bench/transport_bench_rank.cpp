@@ -454,6 +454,13 @@ std::string turn_label(const Block& block, std::int32_t ranks, const PlacementTh
 }
 
 TurnResult measure_turn(Transport& transport, const TurnRequest& request) {
+  if (transport.capabilities().device_memory) {
+    throw Error(
+        Errc::unavailable,
+        fmt::format("bench transport fills and compares payloads with the CPU, but memory of transport {} "
+                    "lies on a GPU; shunt bench alltoall --device cuda measures it",
+                    transport.name()));
+  }
   return Turn(transport, request).run();
 }
 

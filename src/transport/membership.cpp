@@ -56,7 +56,7 @@ struct Membership::Impl final : WaitBreaker {
       : transport(to_use),
         rank(transport.world().rank),
         size(transport.world().size),
-        mailbox(transport, deadline),
+        mailbox(transport.host(), deadline),
         members(size),
         random(0x6d656d62, static_cast<std::uint64_t>(rank)),
         peers(static_cast<std::size_t>(size)) {
@@ -402,7 +402,7 @@ Agreement Membership::Impl::conclude(const Choice& decision) {
   members = decision.members;
   completed = epoch;
   try {
-    transport.quiet();
+    transport.host().quiet();
     mailbox.forget_drafts();
   } catch (const Error&) {
     // One more rank is gone; the next wait for it says so.

@@ -1,14 +1,23 @@
 #include "open_transport.h"
 
+#include <cstdlib>
+
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
 
+#include "cuda_ipc/cuda_api.h"
+#include "cuda_ipc/device_transport.h"
 #include "net/hybrid_transport.h"
 #include "net/networks.h"
 #include "shm/shm_transport.h"
 
 namespace shunt {
+namespace {
+
+constexpr const char* kCudaIpc = "cuda_ipc";
+
+}  // namespace
 
 std::string resolve_transport(const std::string& name, LaunchWay way, std::int32_t nodes) {
   if (name != "auto") return name;
@@ -25,9 +34,12 @@ void check_transport(const std::string& name, LaunchWay way, std::int32_t nodes)
     missing = mpi_unavailable_reason();
   } else if (name == "ofi") {
     missing = ofi_unavailable_reason();
+  } else if (name == kCudaIpc) {
+    // In a child: a process that has used CUDA cannot fork ranks that use it.
+    missing = cuda_ipc::cuda_unavailable_reason_from_child();
   } else {
     throw Error(Errc::invalid_argument,
-                fmt::format("transport '{}' is not known; allowed are: shm, mpi, ofi, auto", name));
+                fmt::format("transport '{}' is not known; allowed are: shm, mpi, ofi, cuda_ipc, auto", name));
   }
   if (!missing.empty())
     throw Error(Errc::unavailable, name == "shm" ? missing : fmt::format("transport {}: {}", name, missing));
@@ -43,11 +55,26 @@ void check_transport(const std::string& name, LaunchWay way, std::int32_t nodes)
                     "is possible",
                     nodes));
   }
+  if (name == kCudaIpc && nodes > 1) {
+    throw Error(Errc::unavailable,
+                fmt::format("transport cuda_ipc: the ranks are on {} nodes, whose GPUs do not "
+                            "reach each other's memory; one node is possible",
+                            nodes));
+  }
 }
 
 std::unique_ptr<Transport> open_transport(const std::string& name, const LaunchOptions& options,
                                           const World& world, const NodePart& node, Bootstrap* bootstrap,
                                           Deadline deadline) {
+  if (name == kCudaIpc) {
+    const std::vector<std::int32_t> listed =
+        options.devices.empty() ? cuda_ipc::parse_devices(std::getenv("SHUNT_DEVICE")) : options.devices;
+    auto control = std::make_unique<shm::ShmTransport>(node.segment, world, node.processes,
+                                                       node.oversubscribed, deadline);
+    Transport& host = *control;
+    return std::make_unique<cuda_ipc::DeviceTransport>(
+        host, cuda_ipc::make_cuda_api(listed, world.local_rank), deadline, std::move(control));
+  }
   if (name == "shm" || world.num_nodes() == 1) {
     return std::make_unique<shm::ShmTransport>(node.segment, world, node.processes, node.oversubscribed,
                                                deadline);

@@ -1,5 +1,6 @@
 #include <shunt/transport/launch.h>
 
+#include "cuda_ipc/cuda_api.h"
 #include "net/networks.h"
 #include "shm/segment.h"
 
@@ -20,10 +21,13 @@ std::vector<TransportInfo> transport_registry() {
   std::string ofi = no_ofi.empty() ? ofi_description() : std::string{};
   // Asked only here, in a process of its own: it takes longer than a start of ranks should wait.
   if (no_ofi.empty() && !ofi_has_provider()) no_ofi = ofi + " on this machine";
-  return {entry("shm", shm::Segment::unavailable_reason(),
-                "processes or threads of one machine over shared memory (memfd)"),
-          entry("mpi", mpi_unavailable_reason(), mpi_description() + "; ranks are started by mpirun or srun"),
-          entry("ofi", std::move(no_ofi), std::move(ofi))};
+  return {
+      entry("shm", shm::Segment::unavailable_reason(),
+            "processes or threads of one machine over shared memory (memfd)"),
+      entry("mpi", mpi_unavailable_reason(), mpi_description() + "; ranks are started by mpirun or srun"),
+      entry("ofi", std::move(no_ofi), std::move(ofi)),
+      entry("cuda_ipc", cuda_ipc::cuda_unavailable_reason_from_child(),
+            "GPU memory that processes or threads of one machine load and store (peer access, CUDA IPC)")};
 }
 
 }  // namespace shunt

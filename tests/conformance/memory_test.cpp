@@ -53,7 +53,8 @@ TEST_P(MemoryConformance, AllocatesZeroedAndDistinctMemory) {
       const SymmetricBuffer& buffer = buffers.back();
       require(buffer.bytes == bytes && buffer.local != nullptr && buffer.id >= 0, "buffer is not filled in");
       require(reinterpret_cast<std::uintptr_t>(buffer.local) % kSignalStride == 0, "buffer is not aligned");
-      require(std::all_of(buffer.local, buffer.local + bytes, [](std::byte b) { return b == std::byte{0}; }),
+      const std::vector<std::byte> content = bytes_at(buffer.local, bytes);
+      require(std::all_of(content.begin(), content.end(), [](std::byte b) { return b == std::byte{0}; }),
               "memory is not zeroed");
       require(transport.peer_pointer(buffer, rank) == buffer.local, "own part is not at the own pointer");
     }
@@ -111,11 +112,12 @@ TEST_P(MemoryConformance, GivesMemoryBackWhenAllHaveReleased) {
     const auto cycle = [&] {
       auto first = transport.allocate(50'000, "first", patience());
       auto second = transport.allocate(9'000, "second", patience());
-      require(second.local[8'999] == std::byte{0}, "memory is not zeroed");
-      std::fill_n(second.local, 9'000, std::byte{0xff});
+      require(bytes_at(second.local + 8'999, 1)[0] == std::byte{0}, "memory is not zeroed");
+      set_bytes(second.local, 9'000, std::byte{0xff});
       transport.release(first);
       auto third = transport.allocate(9'000, "third", patience());
-      require(third.local[0] == std::byte{0} && second.local[0] == std::byte{0xff}, "buffers share memory");
+      require(bytes_at(third.local, 1)[0] == std::byte{0} && bytes_at(second.local, 1)[0] == std::byte{0xff},
+              "buffers share memory");
       transport.release(second);
       transport.release(third);
     };
@@ -163,7 +165,8 @@ TEST_P(MemoryConformance, RefusesMoreThanTheMemoryAvailable) {
       require_contains(message, std::to_string(transport.world().size) + " ranks");
     }
     auto buffer = transport.allocate(4096, "small buffer", patience());
-    require(buffer.local[4095] == std::byte{0}, "the transport is not usable after a refusal");
+    require(bytes_at(buffer.local + 4095, 1)[0] == std::byte{0},
+            "the transport is not usable after a refusal");
     transport.release(buffer);
   });
 }

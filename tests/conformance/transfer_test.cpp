@@ -49,8 +49,7 @@ TEST_P(TransferConformance, ShowsPutsToWhoSawTheSignal) {
     std::uint64_t step = 0;
     for (const std::int64_t bytes : sizes) {
       ++step;
-      std::memset(buffer.local + layout.payload(0), static_cast<int>(kPoison),
-                  static_cast<std::size_t>(layout.size * layout.slot));
+      set_bytes(buffer.local + layout.payload(0), layout.size * layout.slot, kPoison);
       acknowledge_all(transport, buffer, layout, 2 * step - 1);
       for (std::int32_t peer = 0; peer < layout.size; ++peer) {
         fill(source.data(), bytes, rank, peer, static_cast<std::int64_t>(step));
@@ -64,7 +63,8 @@ TEST_P(TransferConformance, ShowsPutsToWhoSawTheSignal) {
         require(seen == step, "the signal has another value");
         const std::byte* slot = buffer.local + layout.payload(peer);
         require_filled(slot + 500, bytes, peer, rank, static_cast<std::int64_t>(step), "put");
-        require(slot[499] == kPoison && slot[500 + bytes] == kPoison, "put wrote beside its bytes");
+        require(bytes_at(slot + 499, 1)[0] == kPoison && bytes_at(slot + 500 + bytes, 1)[0] == kPoison,
+                "put wrote beside its bytes");
       }
       acknowledge_all(transport, buffer, layout, 2 * step);
     }

@@ -8,10 +8,14 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <ostream>
 #include <thread>
 
+#include "cuda_ipc/cuda_api.h"
+#include "cuda_ipc/device_transport.h"
 #include "network_namespace.h"
+#include "transport/fake_gpus.h"
 
 namespace shunt::conformance {
 namespace {
@@ -19,35 +23,27 @@ namespace {
 constexpr const char* kTcp = "tcp;ofi_rxm";
 constexpr const char* kDelivery = "SHUNT_OFI_DELIVERY";
 
-}  // namespace
+/// By which this rank's test looks at device memory, apart from the transport under test; null where it has none.
+thread_local cuda_ipc::DeviceApi* looking_at = nullptr;
 
-LaunchSession* job() {
-  // Made when the tests are registered, since under MPI it alone knows how many ranks there are.
-  static const std::unique_ptr<LaunchSession> session =
-      std::getenv("SHUNT_CONFORMANCE_TRANSPORT") == nullptr
-          ? nullptr
-          : std::make_unique<LaunchSession>(
-                detect_launch(0, [](const char* name) -> const char* { return std::getenv(name); }));
-  return session.get();
-}
-
-const std::vector<std::int32_t>& rank_counts() {
-  static const std::vector<std::int32_t> counts = job() == nullptr || job()->world_size() == 0
-                                                      ? std::vector<std::int32_t>{1, 2, 3, 4, 7, 8}
-                                                      : std::vector<std::int32_t>{job()->world_size()};
-  return counts;
-}
-
-const std::vector<Backend>& backends() {
-  if (job() != nullptr) {
-    const std::string transport = std::getenv("SHUNT_CONFORMANCE_TRANSPORT");
-    static const std::vector<Backend> of_job = {
-        {.name = "Job", .transport = transport},
-        {.name = "DelayedJob", .transport = transport, .delayed = true},
-    };
-    return of_job;
+void store_bytes(std::byte* at, const std::vector<std::byte>& content) {
+  if (content.empty()) return;
+  if (looking_at == nullptr) {
+    std::memcpy(at, content.data(), content.size());
+  } else {
+    looking_at->copy(at, content.data(), static_cast<std::int64_t>(content.size()));
+    looking_at->synchronize();
   }
-  static const std::vector<Backend> all = {
+}
+
+[[nodiscard]] bool runs_with(const Backend& backend, std::int32_t ranks) {
+  return backend.ranks.empty() ||
+         std::find(backend.ranks.begin(), backend.ranks.end(), ranks) != backend.ranks.end();
+}
+
+#ifndef SHUNT_CONFORMANCE_ON_GPUS
+[[nodiscard]] std::vector<Backend> host_backends() {
+  return {
       {.name = "ShmProcesses", .transport = "shm", .mode = RankMode::processes},
       {.name = "ShmThreads", .transport = "shm", .mode = RankMode::threads},
       {.name = "DelayedShmProcesses", .transport = "shm", .mode = RankMode::processes, .delayed = true},
@@ -95,6 +91,68 @@ const std::vector<Backend>& backends() {
        .provider = kTcp,
        .ranks = {4}},
   };
+}
+
+[[nodiscard]] std::vector<Backend> fake_gpu_backends() {
+  return {{.name = "FakeGpuProcesses", .transport = "shm", .ranks = {1, 2, 4, 8}, .gpus = Gpus::fake},
+          {.name = "FakeGpuThreads",
+           .transport = "shm",
+           .mode = RankMode::threads,
+           .ranks = {1, 3, 8},
+           .gpus = Gpus::fake},
+          {.name = "DelayedFakeGpuProcesses",
+           .transport = "shm",
+           .delayed = true,
+           .ranks = {3},
+           .gpus = Gpus::fake},
+          {.name = "TwoFakeGpus", .transport = "shm", .ranks = {7}, .gpus = Gpus::two_fake}};
+}
+#endif
+
+}  // namespace
+
+LaunchSession* job() {
+  // Made when the tests are registered, since under MPI it alone knows how many ranks there are.
+  static const std::unique_ptr<LaunchSession> session =
+      std::getenv("SHUNT_CONFORMANCE_TRANSPORT") == nullptr
+          ? nullptr
+          : std::make_unique<LaunchSession>(
+                detect_launch(0, [](const char* name) -> const char* { return std::getenv(name); }));
+  return session.get();
+}
+
+const std::vector<std::int32_t>& rank_counts() {
+  static const std::vector<std::int32_t> counts = job() == nullptr || job()->world_size() == 0
+                                                      ? std::vector<std::int32_t>{1, 2, 3, 4, 7, 8}
+                                                      : std::vector<std::int32_t>{job()->world_size()};
+  return counts;
+}
+
+const std::vector<Backend>& backends() {
+  if (job() != nullptr) {
+    const std::string transport = std::getenv("SHUNT_CONFORMANCE_TRANSPORT");
+    static const std::vector<Backend> of_job = {
+        {.name = "Job", .transport = transport},
+        {.name = "DelayedJob", .transport = transport, .delayed = true},
+    };
+    return of_job;
+  }
+#ifdef SHUNT_CONFORMANCE_ON_GPUS
+  // Few rows: every process takes a second to begin with CUDA.
+  static const std::vector<Backend> all = {
+      {.name = "GpuProcesses", .transport = "shm", .ranks = {2, 4}, .gpus = Gpus::real},
+      {.name = "GpuThreads",
+       .transport = "shm",
+       .mode = RankMode::threads,
+       .ranks = {1, 2, 8},
+       .gpus = Gpus::real}};
+#else
+  static const std::vector<Backend> all = [] {
+    std::vector<Backend> rows = host_backends();
+    for (const Backend& row : fake_gpu_backends()) rows.push_back(row);
+    return rows;
+  }();
+#endif
   return all;
 }
 
@@ -108,12 +166,11 @@ std::string case_name(const testing::TestParamInfo<TransportConformance::ParamTy
 
 void TransportConformance::SetUp() {
   const Backend& backend = std::get<0>(GetParam());
+  if (!runs_with(backend, ranks())) GTEST_SKIP() << "this row runs with other numbers of ranks";
+  if (backend.gpus == Gpus::real && !cuda_ipc::cuda_unavailable_reason_from_child().empty())
+    GTEST_SKIP() << cuda_ipc::cuda_unavailable_reason_from_child();
   // A job's processes are in the namespaces of their hosts already.
   if (backend.transport == "shm" || job() != nullptr) return;
-  if (!backend.ranks.empty() &&
-      std::find(backend.ranks.begin(), backend.ranks.end(), ranks()) == backend.ranks.end()) {
-    GTEST_SKIP() << "this row runs with other numbers of ranks";
-  }
   // First, since the registry asks libfabric, which opens sockets.
   const std::string& reason = testing_support::enter_network_namespace();
   if (!reason.empty()) GTEST_SKIP() << reason;
@@ -134,7 +191,20 @@ std::vector<RankOutcome> TransportConformance::run(const Body& body) {
                               .mode = backend.mode,
                               .transport = backend.transport,
                               .provider = backend.provider};
-  const auto wrap = [&](Transport& transport) {
+  const testing_support::FakeGpus fakes({.devices = backend.gpus == Gpus::two_fake ? 2 : 1});
+  const auto open_gpu = [&](std::int32_t local_rank) {
+    return backend.gpus == Gpus::real ? cuda_ipc::make_cuda_api({}, local_rank) : fakes.open(local_rank);
+  };
+  const auto wrap = [&](Transport& host) {
+    std::unique_ptr<cuda_ipc::DeviceApi> looking;
+    std::unique_ptr<Transport> on_gpus;
+    if (backend.gpus != Gpus::none) {
+      looking = open_gpu(host.world().local_rank);
+      on_gpus =
+          std::make_unique<cuda_ipc::DeviceTransport>(host, open_gpu(host.world().local_rank), patience());
+    }
+    looking_at = looking.get();
+    Transport& transport = on_gpus != nullptr ? *on_gpus : host;
     if (!backend.delayed) {
       body(transport);
       return 0;
@@ -186,18 +256,39 @@ std::byte pattern(std::int32_t from, std::int32_t to, std::int64_t step, std::in
 }
 
 void fill(std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to, std::int64_t step) {
-  for (std::int64_t at = 0; at < bytes; ++at) data[at] = pattern(from, to, step, at);
+  std::vector<std::byte> content(static_cast<std::size_t>(bytes));
+  for (std::int64_t at = 0; at < bytes; ++at)
+    content[static_cast<std::size_t>(at)] = pattern(from, to, step, at);
+  store_bytes(data, content);
 }
 
 void require_filled(const std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to,
                     std::int64_t step, const std::string& what) {
+  const std::vector<std::byte> content = bytes_at(data, bytes);
   for (std::int64_t at = 0; at < bytes; ++at) {
-    if (data[at] == pattern(from, to, step, at)) continue;
+    const std::byte found = content[static_cast<std::size_t>(at)];
+    if (found == pattern(from, to, step, at)) continue;
     throw Error(Errc::check_failed, what + ": byte " + std::to_string(at) + " of " + std::to_string(bytes) +
                                         " from rank " + std::to_string(from) + " to rank " +
                                         std::to_string(to) + " in step " + std::to_string(step) + " is " +
-                                        std::to_string(static_cast<int>(data[at])));
+                                        std::to_string(static_cast<int>(found)));
   }
+}
+
+std::vector<std::byte> bytes_at(const std::byte* at, std::int64_t bytes) {
+  std::vector<std::byte> content(static_cast<std::size_t>(bytes));
+  if (bytes == 0) return content;
+  if (looking_at == nullptr) {
+    std::memcpy(content.data(), at, content.size());
+  } else {
+    looking_at->copy(content.data(), at, bytes);
+    looking_at->synchronize();
+  }
+  return content;
+}
+
+void set_bytes(std::byte* at, std::int64_t bytes, std::byte value) {
+  store_bytes(at, std::vector<std::byte>(static_cast<std::size_t>(bytes), value));
 }
 
 SharedCounter::SharedCounter() {

@@ -16,6 +16,8 @@
 
 namespace shunt::conformance {
 
+enum class Gpus : std::uint8_t { none, fake, two_fake, real };
+
 /// One row of the suite: a transport, a way to run its ranks and a wrapper. A new transport adds rows here.
 struct Backend {
   std::string name;
@@ -27,6 +29,7 @@ struct Backend {
   std::string provider{};             ///< Of ofi
   std::vector<std::int32_t> ranks{};  ///< Numbers of ranks that it runs with; empty: all
   std::string delivery{};             ///< Of ofi, for SHUNT_OFI_DELIVERY
+  Gpus gpus = Gpus::none;             ///< Whose memory is laid over `transport`
 };
 inline constexpr std::int32_t kEachItsOwn = 0;
 [[nodiscard]] const std::vector<Backend>& backends();
@@ -79,9 +82,14 @@ inline constexpr std::chrono::seconds kPatience{60};
 
 /// Byte `at` of what rank `from` sends to rank `to` in step `step`.
 [[nodiscard]] std::byte pattern(std::int32_t from, std::int32_t to, std::int64_t step, std::int64_t at);
+/// `data` may be memory of the transport under test, wherever that lies; so may `at` of the two below. The CPU itself
+/// cannot load and store device memory: tests go through these.
 void fill(std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to, std::int64_t step);
 void require_filled(const std::byte* data, std::int64_t bytes, std::int32_t from, std::int32_t to,
                     std::int64_t step, const std::string& what);
+
+[[nodiscard]] std::vector<std::byte> bytes_at(const std::byte* at, std::int64_t bytes);
+void set_bytes(std::byte* at, std::int64_t bytes, std::byte value);
 
 /// A counter that ranks share without the transport under test, for ends that the transport does not survive. In a job
 /// it is a file: all processes make the same counters in the same order.

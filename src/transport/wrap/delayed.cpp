@@ -80,6 +80,10 @@ class Delayed final : public Transport {
     release_due(Clock::now(), false);
     return inner_.poll_signal(buffer, signal_offset);
   }
+  // Collectives and agreements over device memory are the inner one's affair.
+  [[nodiscard]] Transport& host() noexcept override {
+    return inner_.capabilities().device_memory ? inner_.host() : *this;
+  }
   void set_wait_breaker(WaitBreaker* breaker) noexcept override { inner_.set_wait_breaker(breaker); }
   void set_waits_for_room(bool on) noexcept override {
     waits_ = on;

@@ -39,6 +39,10 @@ class Faulty final : public FaultyTransport {
   [[nodiscard]] std::string_view name() const noexcept override { return inner_.name(); }
   [[nodiscard]] std::string_view provider() const noexcept override { return inner_.provider(); }
   [[nodiscard]] Capabilities capabilities() const noexcept override { return inner_.capabilities(); }
+  // Collectives and agreements over device memory are the inner one's affair.
+  [[nodiscard]] Transport& host() noexcept override {
+    return inner_.capabilities().device_memory ? inner_.host() : *this;
+  }
   SymmetricBuffer allocate(std::int64_t bytes, const char* what, Deadline deadline) override {
     return inner_.allocate(bytes, what, deadline);
   }
