@@ -14,6 +14,7 @@ void print_report(const plan::Report& report, plan::Format format);
 void add_plan_env(CLI::App& parent, Command& command);
 void add_plan_grouping(CLI::App& parent, Command& command);
 void add_plan_memory(CLI::App& parent, Command& command);
+void add_plan_step(CLI::App& parent, Command& command);
 void add_plan_run(CLI::App& parent, Command& command);
 void add_plan_schedule(CLI::App& parent, Command& command);
 void add_plan_list_targets(CLI::App& parent, Command& command);

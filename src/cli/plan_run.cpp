@@ -24,7 +24,7 @@ using plan::lab::Target;
 struct Options {
   std::vector<std::string> targets;
   std::vector<std::string> extra;
-  std::string cost_model;
+  std::string cost_model = "ours";
   std::string profile = "minimal";
   std::string artifacts;
   std::vector<std::string> words;  ///< Options of the targets themselves, as --target-extra-arg has them
@@ -95,13 +95,7 @@ std::vector<const Target*> chosen_targets(const std::vector<std::string>& names)
 }
 
 int run(const Options& o) {
-  if (o.cost_model != "lab") {
-    throw Error(
-        Errc::invalid_argument,
-        o.cost_model.empty()
-            ? "plan run: give --cost-model lab; step times by our own cost model are not there yet"
-            : fmt::format("--cost-model \"{}\": allowed is lab; our own is not there yet", o.cost_model));
-  }
+  const bool ours = choose("--cost-model", o.cost_model, {"ours", "lab"}) == 0;
   if (o.profile != "minimal" && o.profile != "none")
     throw Error(
         Errc::invalid_argument,
@@ -131,7 +125,8 @@ int run(const Options& o) {
       throw Error(Errc::invalid_argument,
                   fmt::format("--target-extra-arg {}: this target is not among --targets", target.name));
   }
-  const plan::lab::Outcome outcome = plan::lab::run_targets(chosen);
+  const plan::lab::Outcome outcome =
+      ours ? plan::lab::run_targets_by_our_model(chosen) : plan::lab::run_targets(chosen);
   print_report(outcome.report, o.format);
   if (!o.artifacts.empty()) {
     write_new_file(o.artifacts + "/plan_run.json", plan::render(outcome.report, plan::Format::json));
@@ -145,12 +140,16 @@ int run(const Options& o) {
 void add_plan_run(CLI::App& parent, Command& command) {
   const auto o = std::make_shared<Options>();
   CLI::App* app = parent.add_subcommand(
-      "run", "Pairs of the MoE parallelism planner lab, baseline and optimized, by its own cost model");
+      "run",
+      "Pairs of the MoE parallelism planner lab, baseline and optimized, by our cost model or its own");
   add_list(*app, "--targets,-t", "moe_parallelism:NAME, moe_parallelism or all (shunt plan list-targets)",
            o->targets);
   add_list(*app, "--scenario", "The same by the names of the lab's driver: grouped, gpt_gb200, ...",
            o->targets);
-  app->add_option("--cost-model", o->cost_model, "lab: the lab's own formulas")->type_name("NAME");
+  app->add_option(
+         "--cost-model", o->cost_model,
+         "ours: rooflines and tiers, beside the lab's numbers (default); lab: the lab's own formulas")
+      ->type_name("NAME");
   app->add_option("--profile,-p", o->profile, "minimal or none")->type_name("NAME");
   app->add_option("--target-extra-arg", o->extra,
                   "target=\"--option value\", for one target; may be repeated")

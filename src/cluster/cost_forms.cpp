@@ -102,14 +102,18 @@ double ring_twice(const double* p, const CostTerms& t) {
 /// Largest part for one peer that NCCL sends in its protocol for short messages (NCCL_P2P_LL_THRESHOLD).
 constexpr double kShortPart = 16384;
 
+/// Of the NIC rate, for collectives across nodes, of which there are no measurements to fit.
+constexpr double kNetworkShare = 0.92;
+
 double pairwise(const double* p, const CostTerms& t) {
   const double n = t.ranks;
-  const double wire_bytes = t.message * (n - 1) / n;
+  const double far = t.far_bytes / (kNetworkShare * t.network);
+  const double wire_bytes = t.message * (n - 1) / n - t.far_bytes;
   const double base = t.latency * (p[0] + p[1] * t.gap);
-  const double brief = base + p[2] * t.older + wire_bytes / (p[3] * t.scale_up);
+  const double brief = base + p[2] * t.older + wire_bytes / (p[3] * t.scale_up) + far;
   const double wire = wire_bytes / (p[4] * t.scale_up) * (1 + p[5] / n);
   const double lengthy =
-      base + slowest(t.latency * p[6], wire) + t.latency * p[7] * filling(t.message, p[8] * 1e3);
+      base + slowest(t.latency * p[6], wire, far) + t.latency * p[7] * filling(t.message, p[8] * 1e3);
   return switched(brief, lengthy, t.message, kShortPart * n * (t.older > 0 ? p[9] : 1));
 }
 

@@ -72,6 +72,7 @@ CostTerms cost_terms(const CostCase& c, const Device& device) {
   t.log_nodes = std::log2(t.nodes);
   t.gap = std::pow(t.ranks - 1, 0.8);
   t.message = c.message_bytes;
+  t.far_bytes = t.message * (t.nodes - 1) / t.nodes;
   if (c.regime == "nccl") return t;
 
   t.tokens = static_cast<double>(c.tokens_per_rank);

@@ -294,6 +294,11 @@ void read_published(MeasurementFile& file, const RowReader& row) {
     row.fail("payload", error.what());
   }
   c.sms = static_cast<std::int32_t>(row.whole("sms", 0, 1024));
+  // An all-to-all that knows no tokens sends room for all of them to every expert.
+  if (c.regime == "nccl") {
+    c.message_bytes = row_bytes(c.payload, c.hidden) * static_cast<double>(c.tokens_per_rank) *
+                      static_cast<double>(c.experts);
+  }
   c.measured_us = row.latency("latency_us");
   file.cases.push_back(std::move(c));
 }

@@ -169,9 +169,13 @@ double bubble_of(const StepTime& time, const TrainingOptions& o, std::size_t wor
     case Schedule::zb_h2:
       return std::max(0.0, others - 3 * weights);
     case Schedule::dualpipe: {
-      // (PP / 2 - 1) (F&B + B - 3 W), of the mean of the stages.
-      const StageTime& s = time.stages[worst];
-      return std::max(0.0, (p / 2 - 1) * (s.forward_us + 2 * s.backward_us - 3 * s.weight_gradient_us));
+      // (PP / 2 - 1) (F&B + B - 3 W), of the mean of the device's two stages.
+      const StageTime& a = time.stages[worst];
+      const StageTime& b = time.stages[time.stages.size() - 1 - worst];
+      return std::max(0.0, (p / 2 - 1) *
+                               (a.forward_us + b.forward_us + 2 * (a.backward_us + b.backward_us) -
+                                3 * (a.weight_gradient_us + b.weight_gradient_us)) /
+                               2);
     }
   }
   return others;
@@ -336,7 +340,20 @@ void Stepper::train() {
   std::size_t worst = 0;
   for (std::size_t i = 1; i < time_.stages.size(); ++i)
     if (busy(time_.stages[i]) > busy(time_.stages[worst])) worst = i;
-  add_works(time_, works_[worst], m, shares_[worst]);
+  if (o.training.schedule == Schedule::dualpipe) {
+    // A device holds a stage from each end, and half of the microbatches pass through each.
+    const auto pair = [&](std::size_t i) {
+      return busy(time_.stages[i]) + busy(time_.stages[time_.stages.size() - 1 - i]);
+    };
+    worst = 0;
+    for (std::size_t i = 1; i < time_.stages.size() / 2; ++i)
+      if (pair(i) > pair(worst)) worst = i;
+    const std::size_t other = time_.stages.size() - 1 - worst;
+    add_works(time_, works_[worst], m / 2, shares_[worst]);
+    add_works(time_, works_[other], m / 2, shares_[other]);
+  } else {
+    add_works(time_, works_[worst], m, shares_[worst]);
+  }
   const double send = 2 * m * time_.stages[worst].send_us;
   add_part(time_, "pipeline_transfer", tier_, send, (1 - o.overlap_pipeline) * send, 0,
            2 * m * real(o.training.chunks) * (o.layout.pp > 1 ? timer_.send_bytes() : 0));

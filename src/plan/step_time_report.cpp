@@ -79,7 +79,8 @@ Report report_step_time(const ModelSpec& model, const Machine& machine, const St
     stages.rows.push_back({static_cast<std::int64_t>(i), l.stage_layers[i], s.forward_us, s.backward_us,
                            s.weight_gradient_us, s.send_us});
   }
-  report.tables = {parts, stages};
+  report.tables = {parts};
+  if (l.pp > 1) report.tables.push_back(stages);
   report.notes = time.notes;
   return report;
 }

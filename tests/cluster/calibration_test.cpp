@@ -72,7 +72,7 @@ TEST(CalibrationTest, RecoversWhatSyntheticDataWasMadeWith) {
     MeasurementFile file;
     file.path = "synthetic.csv";
     file.cases = grid(form);
-    const Device device = form.regime == "host" ? Device{"h100_sxm", 1, 1, 0, 1}
+    const Device device = form.regime == "host" ? Device{"h100_sxm", 1, 1, 0, 1, {}}
                                                 : find_device("h100_sxm", hardware_directory());
     for (CostCase& c : file.cases) c.measured_us = evaluate_cost(form, truth, cost_terms(c, device));
     const CalibrationReport report = calibrate({file}, options(false));
@@ -101,7 +101,7 @@ TEST(CalibrationTest, FollowsTheDataSheet) {
   c.ranks = 8;
   c.payload = "half";
   c.message_bytes = 1e9;
-  Device device{"x", 450, 50, 132, 1};
+  Device device{"x", 450, 50, 132, 1, {}};
   const double once = evaluate_cost(form, parameters, cost_terms(c, device));
   device.scale_up_gb_per_s = 900;
   const double twice = evaluate_cost(form, parameters, cost_terms(c, device));
@@ -117,7 +117,7 @@ TEST(CalibrationTest, NeedsMoreTimeForMore) {
     std::vector<double> parameters;
     for (const CostParameter& p : form.parameters) parameters.push_back(p.prior);
     for (CostCase c : grid(form)) {
-      const Device device = form.regime == "host" ? Device{"h100_sxm", 1, 1, 0, 1}
+      const Device device = form.regime == "host" ? Device{"h100_sxm", 1, 1, 0, 1, {}}
                                                   : find_device("h100_sxm", hardware_directory());
       const double before = evaluate_cost(form, parameters, cost_terms(c, device));
       EXPECT_GT(before, 0);

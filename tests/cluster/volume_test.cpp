@@ -129,5 +129,71 @@ TEST(VolumeTest, MeasuresImbalance) {
   EXPECT_GT(rank_imbalance(loads, 8), rank_imbalance(loads, 2));
 }
 
+TEST(VolumeTest, LimitsTokensToGroups) {
+  // Without a limit it is the unlimited form, whatever the groups.
+  for (const std::int32_t nodes : {1, 2, 4, 8, 16, 32}) {
+    const Destinations all = expected_destinations({32, nodes, 256, 8, 0, false});
+    const Destinations grouped = group_limited_destinations(32, nodes, 256, 8, 8, 8);
+    EXPECT_NEAR(grouped.nodes, all.nodes, 1e-9);
+    EXPECT_NEAR(grouped.ranks, all.ranks, 1e-9);
+    EXPECT_NEAR(grouped.other_ranks, all.other_ranks, 1e-9);
+  }
+  // One group on each node: as a limit of nodes.
+  const Destinations limited = group_limited_destinations(64, 8, 256, 8, 8, 4);
+  EXPECT_NEAR(limited.nodes, expected_destinations({64, 8, 256, 8, 4, false}).nodes, 1e-9);
+  EXPECT_NEAR(limited.ranks, expected_destinations({64, 8, 256, 8, 4, false}).ranks, 1e-9);
+  EXPECT_LE(group_limited_destinations(64, 32, 256, 8, 8, 4).nodes, 8);
+  EXPECT_THROW((void)group_limited_destinations(8, 8, 256, 8, 7, 4), Error);
+  EXPECT_THROW((void)group_limited_destinations(8, 8, 256, 8, 8, 9), Error);
+  EXPECT_THROW((void)group_limited_destinations(8, 8, 256, 64, 8, 1), Error);
+  EXPECT_THROW((void)group_limited_destinations(12, 12, 240, 8, 8, 4), Error);
+}
+
+TEST(VolumeTest, DrawsFromGroupsReachWhatIsExpected) {
+  // Two of four groups of eight experts, three experts of them, on four ranks of two nodes.
+  constexpr std::int32_t kTokens = 20000;
+  Random random(5, 1);
+  const auto below = [&](std::int32_t n) {
+    return std::min(n - 1, static_cast<std::int32_t>(random.uniform() * n));
+  };
+  std::vector<std::int32_t> ids;
+  for (std::int32_t t = 0; t < kTokens; ++t) {
+    const std::int32_t first = below(4);
+    const std::int32_t second = (first + 1 + below(3)) % 4;
+    std::vector<std::int32_t> pool;
+    for (const std::int32_t group : {first, second})
+      for (std::int32_t e = 0; e < 8; ++e) pool.push_back(group * 8 + e);
+    for (std::size_t k = 0; k < 3; ++k) {
+      const auto at = k + static_cast<std::size_t>(below(static_cast<std::int32_t>(pool.size() - k)));
+      std::swap(pool[k], pool[at]);
+      ids.push_back(pool[k]);
+    }
+  }
+  const Destinations counted = counted_destinations(ids, 3, 32, 4, 2, 1);
+  const Destinations expected = group_limited_destinations(4, 2, 32, 3, 4, 2);
+  EXPECT_NEAR(counted.ranks, expected.ranks, 0.02);
+  EXPECT_NEAR(counted.nodes, expected.nodes, 0.02);
+  EXPECT_NEAR(counted.other_nodes, expected.other_nodes, 0.02);
+  EXPECT_NEAR(counted.other_ranks, expected.other_ranks, 0.02);
+  EXPECT_NEAR(counted.near_ranks, expected.near_ranks, 0.02);
+}
+
+TEST(VolumeTest, CountsRecordedIds) {
+  // Ranks 0 and 1 on node 0; experts 0 and 1 on rank 0.
+  const std::vector<std::int32_t> ids = {0, 1, 2, 6, -1, 3};
+  const Destinations d = counted_destinations(ids, 2, 8, 4, 2, 0);
+  EXPECT_DOUBLE_EQ(d.ranks, 4.0 / 3);
+  EXPECT_DOUBLE_EQ(d.nodes, 4.0 / 3);
+  EXPECT_DOUBLE_EQ(d.other_nodes, 1.0 / 3);
+  EXPECT_DOUBLE_EQ(d.other_ranks, 1.0 / 3);
+  EXPECT_DOUBLE_EQ(d.near_ranks, 2.0 / 3);
+  EXPECT_EQ(counted_destinations({}, 2, 8, 4, 2, 0).ranks, 0);
+  const std::vector<std::int32_t> bad = {8, 0};
+  EXPECT_THROW((void)counted_destinations(bad, 2, 8, 4, 2, 0), Error);
+  EXPECT_THROW((void)counted_destinations(ids, 4, 8, 4, 2, 0), Error);
+  EXPECT_THROW((void)counted_destinations(ids, 2, 8, 4, 3, 0), Error);
+  EXPECT_THROW((void)counted_destinations(ids, 2, 8, 4, 2, 4), Error);
+}
+
 }  // namespace
 }  // namespace shunt

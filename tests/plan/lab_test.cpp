@@ -162,5 +162,70 @@ TEST(LabTest, ValidationComparesTheHalves) {
   EXPECT_NE(json.find("has 0.55 times the throughput"), std::string::npos) << json;
 }
 
+TEST(LabByOurModelTest, SaysWhatTheTwoDisagreeOnAndWhy) {
+  Settings settings;
+  settings.spec = kDgx;
+  const Outcome outcome = run_targets_by_our_model({{&find_target("parallelism_breakdown"), settings}});
+  const Table& runs = outcome.report.tables[0];
+  ASSERT_EQ(runs.rows.size(), 2U);
+  const auto column = [&](const Table& table, const std::string& key) {
+    for (std::size_t i = 0; i < table.columns.size(); ++i)
+      if (table.columns[i].key == key) return i;
+    ADD_FAILURE() << "no column " << key;
+    return std::size_t{0};
+  };
+  EXPECT_NEAR(std::get<double>(runs.rows[0][column(runs, "lab_step_ms")]), 10752.474, 1e-3);
+  EXPECT_GT(std::get<double>(runs.rows[0][column(runs, "estimated_step_ms")]), 0);
+  const Table& differences = outcome.report.tables[2];
+  ASSERT_EQ(differences.key, "differences");
+  EXPECT_GE(differences.rows.size(), 12U);
+  for (const auto& row : differences.rows) {
+    EXPECT_NE(std::get<double>(row[column(differences, "ours")]),
+              std::get<double>(row[column(differences, "lab")]));
+    EXPECT_FALSE(std::get<std::string>(row[column(differences, "why")]).empty());
+  }
+}
+
+TEST(LabByOurModelTest, ItemsAddUpToTheStep) {
+  for (const Target& target : targets()) {
+    Settings settings;
+    settings.spec = target.fixed_spec.empty() ? kIb : target.fixed_spec;
+    const Outcome outcome = run_targets_by_our_model({{&target, settings}});
+    const Table& runs = outcome.report.tables[0];
+    for (const auto& row : runs.rows) {
+      const auto value = [&](const std::string& key) {
+        for (std::size_t i = 0; i < runs.columns.size(); ++i)
+          if (runs.columns[i].key == key) return std::get<double>(row[i]);
+        return 0.0;
+      };
+      bool feasible = true;
+      for (std::size_t i = 0; i < runs.columns.size(); ++i)
+        if (runs.columns[i].key == "feasible") feasible = std::get<bool>(row[i]);
+      if (!feasible) continue;
+      double sum = 0;
+      for (const char* key : {"compute_ms", "bubble_ms", "tp_time_ms", "ep_time_ms", "pipeline_time_ms",
+                              "dp_time_ms", "optimizer_ms"}) {
+        EXPECT_GE(value(key), 0) << target.name << " " << key;
+        sum += value(key);
+      }
+      EXPECT_NEAR(sum, value("estimated_step_ms"), 1e-6 * sum) << target.name;
+    }
+  }
+}
+
+TEST(LabByOurModelTest, GivesTheReasonOfWhatCannotBe) {
+  // Three tensor-parallel ranks cannot share 80 heads of 128.
+  const Target& target = find_target("gpt_gb200");
+  Settings settings;
+  settings.validate = true;
+  const Outcome outcome = run_targets_by_our_model({{&target, settings}});
+  EXPECT_FALSE(outcome.ok);
+  bool found = false;
+  for (const std::string& note : outcome.report.notes)
+    found = found || note.find("optimized: not possible: tp 3 does not divide the 80 attention heads") !=
+                         std::string::npos;
+  EXPECT_TRUE(found);
+}
+
 }  // namespace
 }  // namespace shunt::plan::lab

@@ -1,7 +1,7 @@
 #include <shunt/plan/step_time.h>
 
 #include <cmath>
-#include <numeric>
+#include <tuple>
 
 #include "models.h"
 
@@ -78,6 +78,214 @@ TEST(StepTimeTest, PartsAddUpToTheStep) {
   EXPECT_GT(time.exposed_us("tensor_parallel"), 0);
   EXPECT_EQ(time.exposed_us("dispatch"), 0);
   EXPECT_EQ(time.exposed_us("no such part"), 0);
+}
+
+const CostModel& fits() {
+  static const Calibration calibration = read_calibration("presets/fits/measured.toml");
+  static const CostModel model(calibration, "presets/hardware");
+  return model;
+}
+
+StepTimeOptions serving(const ModelSpec& model, const Machine& h800, Phase phase) {
+  StepTimeOptions o;
+  o.phase = phase;
+  use_published_formats(model, h800, o);
+  o.two_batches = true;
+  return o;
+}
+
+// open-infra-index day 6: 9212 tokens/s on each GPU (cache hits among them), 32 redundant experts, H800.
+TEST(StepTimeTest, PrefillOfDeepSeekIsNearItsDeployment) {
+  const ModelSpec r1 = preset("r1");
+  const Machine h800 = machine("hgx-h800", 4);
+  StepTimeOptions o = serving(r1, h800, Phase::prefill);
+  o.layout.ep = o.layout.dp = 32;
+  o.layout.redundant_experts = 32;
+  const StepTime time = step_time(r1, h800, o, &fits());
+  EXPECT_NEAR(time.tokens_per_s_per_gpu / 9212, 1, 0.3);
+  EXPECT_EQ(time.path, ExchangePath::rail_aligned);
+  EXPECT_GT(time.hidden_communication_us, time.exposed_communication_us);
+  EXPECT_NEAR(time.ttft_ms, 16384 / time.tokens_per_s_per_gpu * 1e3, 1e-6 * time.ttft_ms);
+}
+
+// The same source: 20 to 22 tokens/s for a user at 1850 on each GPU, so 88 sequences, mean cache 4989 tokens.
+TEST(StepTimeTest, DecodeOfDeepSeekIsNearItsDeployment) {
+  const ModelSpec r1 = preset("r1");
+  StepTimeOptions o = serving(r1, machine("hgx-h800", 18), Phase::decode);
+  o.layout.ep = o.layout.dp = 144;
+  o.layout.redundant_experts = 32;
+  o.sequences = 88;
+  o.context = 4989;
+  const StepTime time = step_time(r1, machine("hgx-h800", 18), o, &fits());
+  EXPECT_NEAR(time.tokens_per_s_per_user / 21, 1, 0.4);
+  EXPECT_NEAR(time.tpot_ms * time.tokens_per_s_per_user, 1000, 1e-9);
+  EXPECT_NEAR(time.tokens_per_s_per_gpu, 88 * time.tokens_per_s_per_user, 1e-6 * time.tokens_per_s_per_gpu);
+  // What the V3 report plans: 40 nodes, TP4, one expert on a GPU.
+  StepTimeOptions wide = serving(r1, machine("hgx-h800", 40), Phase::decode);
+  wide.layout.tp = 4;
+  wide.layout.dp = 80;
+  wide.layout.ep = 320;
+  wide.layout.redundant_experts = 64;
+  wide.sequences = 256;
+  const StepTime report = step_time(r1, machine("hgx-h800", 40), wide, &fits());
+  EXPECT_GT(report.exposed_us("tensor_parallel"), 0);
+  EXPECT_LT(report.exposed_us("expert_gemm"), time.exposed_us("expert_gemm"));
+}
+
+// arXiv 2505.09343, section 2.3.2: 32 tokens, 9 rows of 7000 elements, 1 byte there and 2 back over 50 GB/s, twice (two
+// microbatches) in 61 layers: 120.96 us, 14.76 ms and 67 tokens/s; 6.72 us, 0.82 ms, some 1200 tokens/s at 900 GB/s.
+TEST(StepTimeTest, RepeatsTheArithmeticOfInsights) {
+  for (const auto& [rate, layer_us, tpot_ms] :
+       {std::tuple<double, double, double>{50, 120.96, 14.76}, {900, 6.72, 0.82}}) {
+    Machine m = machine("hgx-h800", 40);
+    m.network = {rate, 0};
+    m.spine = m.network;
+    m.message_us = 0;
+    Group group = place_group(m, 320, 1);
+    ExchangeShape shape;
+    shape.tokens = 32;
+    shape.topk = 9;
+    shape.deduplicated = false;
+    // All rows leave: the paper counts none that stays.
+    group.near = 1;
+    group.domains = 1 << 30;
+    double us = 0;
+    for (const double bytes : {7000.0, 14000.0}) {
+      shape.row = bytes;
+      us += exchange_time(m, group, shape, ExchangePath::flat).far_us;
+    }
+    EXPECT_NEAR(us, layer_us, 0.01 * layer_us);
+    EXPECT_NEAR(2 * 61 * us * 1e-3, tpot_ms, 0.01 * tpot_ms);
+  }
+}
+
+// DeepSeek-V3 report: 180 K H800 hours for 1 T tokens on 2048 GPUs, PP16 EP64, DualPipe, fp8.
+TEST(StepTimeTest, TrainingOfDeepSeekIsNearItsReport) {
+  const ModelSpec r1 = preset("r1");
+  StepTimeOptions o;
+  o.layout.pp = 16;
+  o.layout.dp = 128;
+  o.layout.ep = 64;
+  o.training.microbatches = 120;
+  o.training.schedule = Schedule::dualpipe;
+  o.training.recompute = Recompute::selective;
+  o.training.parts = {false, true, true, true};
+  o.training.mtp = true;
+  o.two_batches = true;
+  o.math = o.expert_math = MathType::fp8;
+  o.overlap_pipeline = o.overlap_gradients = 1;
+  o.exchange_sms = 20;
+  const StepTime time = step_time(r1, machine("hgx-h800", 256), o, &fits());
+  EXPECT_NEAR(time.tokens_per_s_per_gpu / (1e12 / 180e3 / 3600), 1, 0.5);
+  EXPECT_GT(time.exposed_us("recompute"), 0);
+  EXPECT_EQ(time.exposed_us("pipeline_transfer"), 0);
+}
+
+TEST(StepTimeTest, TakesLongerForMore) {
+  const ModelSpec mixtral = preset("mixtral-8x7b");
+  const Machine m = machine("dgx-h100", 4);
+  StepTimeOptions o;
+  o.layout.dp = 32;
+  o.layout.ep = 8;
+  const StepTime base = step_time(mixtral, m, o, &fits());
+  StepTimeOptions skewed = o;
+  skewed.training.imbalance = 2;
+  EXPECT_GT(step_time(mixtral, m, skewed, &fits()).step_us, base.step_us);
+  // A recorded load in which one rank has half of everything: eight ranks with one expert each.
+  StepTimeOptions recorded = o;
+  recorded.expert_loads = {7, 1, 1, 1, 1, 1, 1, 1};
+  const StepTime uneven = step_time(mixtral, m, recorded, &fits());
+  EXPECT_DOUBLE_EQ(uneven.imbalance, 4);
+  EXPECT_GT(uneven.step_us, base.step_us);
+  StepTimeOptions law = o;
+  law.power_law = 1.01;
+  EXPECT_GT(step_time(mixtral, m, law, &fits()).imbalance, 1);
+  StepTimeOptions recomputed = o;
+  recomputed.training.recompute = Recompute::full;
+  const StepTime full = step_time(mixtral, m, recomputed, &fits());
+  EXPECT_GT(full.step_us, base.step_us);
+  EXPECT_LT(full.model_flops_utilization, base.model_flops_utilization);
+  StepTimeOptions hidden = o;
+  hidden.two_batches = true;
+  EXPECT_LT(step_time(mixtral, m, hidden, &fits()).step_us, base.step_us);
+  StepTimeOptions sharded = o;
+  sharded.training.zero = 3;
+  EXPECT_GT(step_time(mixtral, m, sharded, &fits()).exposed_us("weight_gather"), 0);
+}
+
+TEST(StepTimeTest, SpeculationGivesMoreTokensOfEachStep) {
+  const ModelSpec r1 = preset("r1");
+  const Machine h800 = machine("hgx-h800", 18);
+  StepTimeOptions o = serving(r1, h800, Phase::decode);
+  o.layout.ep = o.layout.dp = 144;
+  o.layout.redundant_experts = 32;
+  o.sequences = 8;
+  const StepTime plain = step_time(r1, h800, o, &fits());
+  o.drafts = 1;
+  o.acceptance = 0.85;
+  const StepTime drafted = step_time(r1, h800, o, &fits());
+  EXPECT_GT(drafted.step_us, plain.step_us);
+  EXPECT_LT(drafted.tpot_ms, plain.tpot_ms);
+  EXPECT_NEAR(drafted.step_us * 1e-3 / drafted.tpot_ms, 1.85, 1e-9);
+}
+
+TEST(StepTimeTest, PricesADomainOfManyHostsByItsKernels) {
+  const ModelSpec r1 = preset("r1");
+  const Machine rack = machine("gb200-nvl72", 18);
+  StepTimeOptions o;
+  o.phase = Phase::decode;
+  use_published_formats(r1, rack, o);
+  o.layout.ep = o.layout.dp = 64;
+  const StepTime time = step_time(r1, rack, o, &fits());
+  EXPECT_NE(time.exchange_source.find("trtllm_nvlink_alltoall"), std::string::npos) << time.exchange_source;
+  o.kernels = ExchangeKernels::tiers;
+  EXPECT_EQ(step_time(r1, rack, o, &fits()).exchange_source, "tiers");
+}
+
+TEST(StepTimeTest, RefusesWhatCannotBe) {
+  const ModelSpec mixtral = preset("mixtral-8x7b");
+  const Machine m = machine("dgx-h100", 1);
+  StepTimeOptions o;
+  o.layout.dp = 16;
+  expect_refused("tp 1 * cp 1 * dp 16 * pp 1 = 16 GPUs; 1 hosts of dgx-h100 have 8",
+                 [&] { (void)step_time(mixtral, m, o); });
+  o.layout.dp = 8;
+  o.layout.ep = 3;
+  expect_refused(
+      "ep 3 does not divide the 8 experts of mixtral-8x7b; 1 redundant experts would make it 3 on each",
+      [&] { (void)step_time(mixtral, m, o); });
+  o.layout.ep = 8;
+  o.kernels = ExchangeKernels::normal;
+  expect_refused(
+      "exchange kernels normal: they are priced by a fit, and none is loaded; allowed without are automatic "
+      "and "
+      "tiers",
+      [&] { (void)step_time(mixtral, m, o); });
+  o.kernels = ExchangeKernels::automatic;
+  o.training.imbalance = 0.5;
+  expect_refused("imbalance 0.5: expected a number in [1, 8]", [&] { (void)step_time(mixtral, m, o); });
+  o.training.imbalance = 1;
+  o.expert_loads = {1, 2, 3};
+  expect_refused("3 expert loads: mixtral-8x7b has 8 experts", [&] { (void)step_time(mixtral, m, o); });
+  o.expert_loads.clear();
+  o.overlap_gradients = std::nan("");
+  expect_refused("overlap of gradients nan: expected a number in [0, 1]",
+                 [&] { (void)step_time(mixtral, m, o); });
+  o.overlap_gradients = 0;
+  o.efficiency.matrix = 2;
+  expect_refused("matrix efficiency 2: expected a share in [0.01, 1]",
+                 [&] { (void)step_time(mixtral, m, o); });
+  o.efficiency.matrix = 0.75;
+  o.phase = Phase::prefill;
+  o.batch_tokens = 5000;
+  expect_refused("batch tokens 5000: expected a multiple of the 4096 new tokens of a prompt",
+                 [&] { (void)step_time(mixtral, m, o); });
+  o.phase = Phase::decode;
+  o.acceptance = -1;
+  expect_refused("acceptance -1: expected a number in [0, 1]", [&] { (void)step_time(mixtral, m, o); });
+  o.acceptance = 0;
+  o.dispatch_payload = "fp9";
+  EXPECT_THROW((void)step_time(mixtral, m, o), Error);
 }
 
 }  // namespace

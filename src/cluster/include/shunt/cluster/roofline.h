@@ -21,7 +21,7 @@ struct Efficiency {
   double attention = 0.6;       ///< Fused attention, forward
   double attention_backward = 0.5;
   double elementwise = 0.9;  ///< Of the HBM rate the machine already has
-  double tile = 128;          ///< Rows and columns of a thread block's output tile
+  double tile = 128;         ///< Rows and columns of a thread block's output tile
 };
 
 /// Time of one kernel and what bounds it.
