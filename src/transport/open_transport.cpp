@@ -8,6 +8,7 @@
 
 #include "cuda_ipc/cuda_api.h"
 #include "cuda_ipc/device_transport.h"
+#include "heap/plugin.h"
 #include "net/hybrid_transport.h"
 #include "net/networks.h"
 #include "shm/shm_transport.h"
@@ -37,12 +38,18 @@ void check_transport(const std::string& name, LaunchWay way, std::int32_t nodes)
   } else if (name == kCudaIpc) {
     // In a child: a process that has used CUDA cannot fork ranks that use it.
     missing = cuda_ipc::cuda_unavailable_reason_from_child();
+  } else if (heap::is_heap(name)) {
+    missing = heap::unavailable_reason_from_child(name);
   } else {
-    throw Error(Errc::invalid_argument,
-                fmt::format("transport '{}' is not known; allowed are: shm, mpi, ofi, cuda_ipc, auto", name));
+    throw Error(
+        Errc::invalid_argument,
+        fmt::format("transport '{}' is not known; allowed are: shm, mpi, ofi, cuda_ipc, nvshmem, nccl, auto",
+                    name));
   }
   if (!missing.empty())
     throw Error(Errc::unavailable, name == "shm" ? missing : fmt::format("transport {}: {}", name, missing));
+  // What the hosts say to each other between nodes goes over another one.
+  if (heap::is_heap(name) && nodes > 1) check_transport(resolve_transport("auto", way, nodes), way, nodes);
   if (name == "mpi" && way != LaunchWay::mpi) {
     throw Error(
         Errc::unavailable,
@@ -66,9 +73,19 @@ void check_transport(const std::string& name, LaunchWay way, std::int32_t nodes)
 std::unique_ptr<Transport> open_transport(const std::string& name, const LaunchOptions& options,
                                           const World& world, const NodePart& node, Bootstrap* bootstrap,
                                           Deadline deadline) {
+  const auto devices = [&] {
+    return options.devices.empty() ? cuda_ipc::parse_devices(std::getenv("SHUNT_DEVICE")) : options.devices;
+  };
+  if (heap::is_heap(name)) {
+    const heap::PluginTable& table = heap::plugin(name);
+    const char* beneath = world.num_nodes() == 1 ? "shm" : mpi_begun() ? "mpi" : "ofi";
+    auto owned = open_transport(beneath, options, world, node, bootstrap, deadline);
+    Transport& host = *owned;
+    const heap::RankPlaces places{.devices = devices(), .processes = node.processes};
+    return heap::open_heap_transport(table, name, places, host, deadline, std::move(owned));
+  }
   if (name == kCudaIpc) {
-    const std::vector<std::int32_t> listed =
-        options.devices.empty() ? cuda_ipc::parse_devices(std::getenv("SHUNT_DEVICE")) : options.devices;
+    const std::vector<std::int32_t> listed = devices();
     auto control = std::make_unique<shm::ShmTransport>(node.segment, world, node.processes,
                                                        node.oversubscribed, deadline);
     Transport& host = *control;

@@ -1,6 +1,7 @@
 #include <shunt/transport/launch.h>
 
 #include "cuda_ipc/cuda_api.h"
+#include "heap/plugin.h"
 #include "net/networks.h"
 #include "shm/segment.h"
 
@@ -27,7 +28,12 @@ std::vector<TransportInfo> transport_registry() {
       entry("mpi", mpi_unavailable_reason(), mpi_description() + "; ranks are started by mpirun or srun"),
       entry("ofi", std::move(no_ofi), std::move(ofi)),
       entry("cuda_ipc", cuda_ipc::cuda_unavailable_reason_from_child(),
-            "GPU memory that processes or threads of one machine load and store (peer access, CUDA IPC)")};
+            "GPU memory that processes or threads of one machine load and store (peer access, CUDA IPC)"),
+      entry("nvshmem", heap::unavailable_reason_from_child("nvshmem"),
+            heap::description_from_child("nvshmem") + ": symmetric GPU memory of several nodes; kernels put"),
+      entry("nccl", heap::unavailable_reason_from_child("nccl"),
+            heap::description_from_child("nccl") +
+                ": windows in GPU memory; kernels load and store, and put by GIN")};
 }
 
 }  // namespace shunt

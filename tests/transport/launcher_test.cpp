@@ -108,7 +108,7 @@ TEST_P(LauncherTest, RefusesBadOptionsBeforeStarting) {
   EXPECT_NE(refusal({.ranks = 1025, .mode = mode}, Errc::invalid_argument).find("1 to 1024"),
             std::string::npos);
   EXPECT_EQ(refusal({.mode = mode, .transport = "smoke"}, Errc::invalid_argument),
-            "transport 'smoke' is not known; allowed are: shm, mpi, ofi, cuda_ipc, auto");
+            "transport 'smoke' is not known; allowed are: shm, mpi, ofi, cuda_ipc, nvshmem, nccl, auto");
 }
 
 TEST_P(LauncherTest, PinsRanksToTheCpusItMayUse) {

@@ -25,11 +25,12 @@ constexpr std::chrono::seconds kPatienceAtEnd{2};
 }  // namespace
 
 HeapTransport::HeapTransport(Transport& host, std::unique_ptr<SymmetricHeap> heap, Deadline deadline,
-                             std::unique_ptr<Transport> owned)
+                             std::unique_ptr<Transport> owned, EngineMaker make_engine)
     : Transport(host.world()),
       owned_(std::move(owned)),
       host_(host),
       heap_(std::move(heap)),
+      make_engine_(make_engine),
       slots_(static_cast<std::size_t>(kSlots)),
       rings_(static_cast<std::size_t>(world_.size)) {
   agreement_ = host_.make_collectives(world_.size * static_cast<std::int64_t>(sizeof(Proposal)), deadline);

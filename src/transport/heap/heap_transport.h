@@ -25,9 +25,12 @@ namespace shunt::heap {
 /// next allocate(), or at the end, once every rank has released it.
 class HeapTransport final : public Transport, private WaitBreaker {
  public:
-  /// Collective. `host` must outlive this, unless it is `owned`.
+  /// Makes the engine of Transport::make_kernel_engine().
+  using EngineMaker = void* (*)(SymmetricHeap&, const World&);
+
+  /// Collective. `host` must outlive this, unless it is `owned`. `make_engine` may be null.
   HeapTransport(Transport& host, std::unique_ptr<SymmetricHeap> heap, Deadline deadline,
-                std::unique_ptr<Transport> owned = nullptr);
+                std::unique_ptr<Transport> owned = nullptr, EngineMaker make_engine = nullptr);
   /// Waits up to two seconds for the others, so that memory is given back together; then goes without.
   ~HeapTransport() override;
 
@@ -54,9 +57,9 @@ class HeapTransport final : public Transport, private WaitBreaker {
   [[nodiscard]] Transport& host() noexcept override { return host_; }
   std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline) override;
 
-  /// For engines of kernels that speak to the library themselves.
-  [[nodiscard]] SymmetricHeap& heap() noexcept { return *heap_; }
-  [[nodiscard]] std::int32_t slot_of(const SymmetricBuffer& buffer) const noexcept { return buffer.id; }
+  [[nodiscard]] void* make_kernel_engine() override {
+    return make_engine_ == nullptr ? nullptr : make_engine_(*heap_, world_);
+  }
 
   /// Allocations that may exist at a time, those that not all ranks have released included.
   static constexpr std::int32_t kSlots = 512;
@@ -95,6 +98,7 @@ class HeapTransport final : public Transport, private WaitBreaker {
   std::unique_ptr<Transport> owned_;
   Transport& host_;
   std::unique_ptr<SymmetricHeap> heap_;
+  EngineMaker make_engine_;
   std::unique_ptr<Collectives> agreement_;  ///< Over host_
   std::vector<Slot> slots_;                 ///< By SymmetricBuffer::id
   bool all_reachable_ = false;

@@ -232,7 +232,8 @@ std::unique_ptr<Transport> open_heap_transport(const PluginTable& table, const s
   options.unique_id.assign(first.id.begin(), first.id.begin() + first.bytes);
   together.reset();  // Before `owned`, also where opening fails
   std::unique_ptr<SymmetricHeap> heap(table.open(options));
-  return std::make_unique<HeapTransport>(host, std::move(heap), deadline, std::move(owned));
+  return std::make_unique<HeapTransport>(host, std::move(heap), deadline, std::move(owned),
+                                         table.make_engine);
 }
 
 }  // namespace shunt::heap

@@ -23,7 +23,7 @@ struct Preflight {
   std::array<std::byte, 16> device = {};  ///< Its GPU, by UUID
 };
 
-/// What a plugin offers. It is built with this program, by the same compiler; kPluginBuild tells others.
+/// What a plugin offers. Both sides are of one build; kPluginBuild tells others apart.
 struct PluginTable {
   const char* build = nullptr;
   bool one_rank_per_process = false;  ///< Ranks must be processes
@@ -32,12 +32,11 @@ struct PluginTable {
   Preflight (*preflight)(const HeapOptions&) = nullptr;
   std::vector<std::byte> (*unique_id)() = nullptr;
   SymmetricHeap* (*open)(const HeapOptions&) = nullptr;
-  /// cuda::detail::Engine*, which belongs to the caller, for a transport over a heap of this plugin and an object with so
-  /// many signals; see src/alltoall/cuda/heap_engines.h.
-  void* (*make_engine)(SymmetricHeap&, const World&, std::int32_t num_signals) = nullptr;
+  /// See Transport::make_kernel_engine().
+  void* (*make_engine)(SymmetricHeap&, const World&) = nullptr;
 };
 
-inline constexpr const char* kPluginBuild = "shunt heap plugin 1, " __VERSION__;
+inline constexpr const char* kPluginBuild = "shunt heap plugin 1";
 /// Name of the function of a plugin, extern "C", that returns its const PluginTable*.
 inline constexpr const char* kPluginFunction = "shunt_heap_plugin";
 

@@ -2,10 +2,13 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include <shunt/core/child.h>
 #include <shunt/core/error.h>
 #include <shunt/transport/launch.h>
 
@@ -104,19 +107,80 @@ TEST_F(OpenHeapTest, RefusesThreadsWhereTheLibraryHasOneRankInAProcess) {
   EXPECT_EQ(open(table, RankMode::processes), std::vector<std::string>(3));
 }
 
-TEST(HeapPluginTest, SaysWhyThereIsNone) {
-  setenv("SHUNT_PLUGIN_PATH", "/no/such/folder", 1);
-  for (const char* name : {"nvshmem", "nccl"}) {
-    EXPECT_TRUE(is_heap(name));
-    const std::string reason = unavailable_reason_from_child(name);
-    // Without the library, without a driver or without a GPU; where there is one, the plugin is at work.
-    if (reason.empty())
-      EXPECT_FALSE(description_from_child(name).empty());
-    else
-      EXPECT_EQ(description_from_child(name), "");
-  }
-  unsetenv("SHUNT_PLUGIN_PATH");
+/// SHUNT_PLUGIN_PATH for the life of this.
+class PluginPath {
+ public:
+  explicit PluginPath(const char* folder) { setenv("SHUNT_PLUGIN_PATH", folder, 1); }
+  ~PluginPath() { unsetenv("SHUNT_PLUGIN_PATH"); }
+  PluginPath(const PluginPath&) = delete;
+  PluginPath& operator=(const PluginPath&) = delete;
+};
+
+/// Whether the build that this test is of has the plugin.
+[[nodiscard]] bool is_built(const std::string& name) {
+  return name == "nccl" ? SHUNT_HAVE_NCCL != 0 : SHUNT_HAVE_NVSHMEM != 0;
+}
+
+TEST(HeapPluginTest, KnowsItsTransports) {
+  EXPECT_TRUE(is_heap("nvshmem"));
+  EXPECT_TRUE(is_heap("nccl"));
   EXPECT_FALSE(is_heap("shm"));
+  EXPECT_FALSE(is_heap(""));
+}
+
+TEST(HeapPluginTest, SaysWhichOptionWouldBuildIt) {
+  for (const char* name : {"nvshmem", "nccl"}) {
+    if (is_built(name)) continue;
+    const std::string reason = unavailable_reason_from_child(name);
+    EXPECT_NE(reason.find("this build has no"), std::string::npos) << reason;
+    EXPECT_NE(reason.find("SHUNT_N"), std::string::npos) << reason;
+    EXPECT_EQ(description_from_child(name), "");
+  }
+}
+
+/// Every symbol of the plugin is found, the library's too; whether there is a GPU is another matter.
+TEST(HeapPluginTest, LoadsWhatWasBuilt) {
+  bool any = false;
+  for (const char* name : {"nvshmem", "nccl"}) {
+    if (!is_built(name)) continue;
+    any = true;
+    // In a process of its own, as elsewhere: this one forks ranks.
+    const auto loaded = ask_in_child(
+        [&] {
+          try {
+            const PluginTable& table = plugin(name);
+            return "loaded " + table.description() + ": " + table.preflight({}).reason;
+          } catch (const Error& error) {
+            return std::string(error.what());
+          }
+        },
+        60s);
+    ASSERT_TRUE(loaded.has_value()) << name;
+    EXPECT_EQ(loaded->rfind("loaded N", 0), 0U) << name << ": " << *loaded;
+  }
+  if (!any) GTEST_SKIP() << "this build has neither NCCL nor NVSHMEM";
+}
+
+TEST(HeapPluginTest, RefusesAPluginThatIsNone) {
+  if (!is_built("nccl") && !is_built("nvshmem")) GTEST_SKIP() << "this build has neither NCCL nor NVSHMEM";
+  const char* name = is_built("nccl") ? "nccl" : "nvshmem";
+  const std::string folder = testing::TempDir() + "shunt_plugin_test";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/libshunt_" + name + ".so") << "no library";
+  const PluginPath path(folder.c_str());
+  const auto answer = ask_in_child(
+      [&] {
+        try {
+          static_cast<void>(plugin(name));
+          return std::string("loaded");
+        } catch (const Error& error) {
+          return std::string(error.what());
+        }
+      },
+      60s);
+  std::filesystem::remove_all(folder);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_NE(answer->find("cannot be loaded"), std::string::npos) << *answer;
 }
 
 }  // namespace

@@ -25,12 +25,12 @@ struct LaunchOptions {
   std::int32_t nodes = 1;
   RankMode mode = RankMode::processes;
   /// A name of transport_registry(), or "auto": shm on one node; else mpi under an MPI launcher, else ofi. Memory of
-  /// cuda_ipc lies on GPUs; a process that starts ranks as processes on it must not have used CUDA before.
+  /// cuda_ipc, nvshmem and nccl lies on GPUs; a process that starts ranks as processes on it must not have used CUDA before.
   std::string transport = "shm";
   std::string
       provider{};  ///< Of ofi, such as "tcp;ofi_rxm", "verbs;ofi_rxm", "efa"; empty: the best one here
-  /// Of cuda_ipc: GPUs as this process numbers them, which the ranks of a node take in turn. Empty: those that
-  /// SHUNT_DEVICE lists ("0,2"), else all. Several ranks may share a GPU.
+  /// Of those three: GPUs as this process numbers them, which the ranks of a node take in turn. Empty: those that
+  /// SHUNT_DEVICE lists ("0,2"), else all. Several ranks may share a GPU, but not on nccl.
   std::vector<std::int32_t> devices = {};
   std::chrono::milliseconds start_deadline{30'000};  ///< For all ranks to meet
   std::chrono::milliseconds stall_deadline{30'000};  ///< Longest a put waits for room towards its peer

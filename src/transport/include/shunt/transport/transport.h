@@ -139,6 +139,10 @@ class Transport {
   /// Ownership: lives as long as this.
   [[nodiscard]] virtual Transport& host() noexcept { return *this; }
 
+  /// For shunt::cuda::AllToAll where kernels cannot store to every peer: its engine (a cuda::detail::Engine, the
+  /// caller's) on the library that this memory is of, or null where there is none. Must not outlive this.
+  [[nodiscard]] virtual void* make_kernel_engine() { return nullptr; }
+
   /// Collective. Collectives over host(), in host memory; an implementation with better ones of its own overrides
   /// this.
   virtual std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline);

@@ -1,0 +1,23 @@
+// libshunt_nvshmem.so: all that touches NVSHMEM, linked with its device library in one step.
+#include "heap/plugin.h"
+#include "nvshmem/nvshmem_heap.h"
+
+namespace {
+
+shunt::heap::SymmetricHeap* open(const shunt::heap::HeapOptions& options) {
+  return new shunt::nvshmem::NvshmemHeap(options);
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const shunt::heap::PluginTable* shunt_heap_plugin() {
+  static const shunt::heap::PluginTable table{.build = shunt::heap::kPluginBuild,
+                                              .one_rank_per_process = true,
+                                              .one_rank_per_gpu = false,
+                                              .description = shunt::nvshmem::description,
+                                              .preflight = shunt::nvshmem::preflight,
+                                              .unique_id = shunt::nvshmem::unique_id,
+                                              .open = open,
+                                              .make_engine = nullptr};
+  return &table;
+}
