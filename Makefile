@@ -37,7 +37,7 @@ bench: build ## Run the whole published benchmark: 2, 4 and 8 ranks, both models
 .PHONY: gpu-test
 gpu-test: ## Build with CUDA and run the tests for GPUs; they skip, with the reason, where there is no GPU
 	cmake --preset cuda
-	cmake --build --preset cuda --target device_gpu_test pack_cuda_gpu_test transport_cuda_gpu_test
+	cmake --build --preset cuda --target gpu_tests
 	ctest --preset gpu --verbose
 
 .PHONY: gpu-bench
@@ -46,6 +46,10 @@ gpu-bench: ## Build with CUDA and measure what runs on a GPU; where there is non
 	cmake --build --preset cuda --target shunt_cli
 	build-cuda/shunt bench pack --device cuda --tokens 128,1024,4096,8192 --cold
 	build-cuda/shunt bench pack --device cuda --tokens 128,1024,4096,8192 --cold --payload float8_e4m3fn
+
+.PHONY: gpu-package
+gpu-package: ## Put the tests and benchmarks for GPUs into gpu-package/, to be run where only a driver is
+	@scripts/gpu-package
 
 .PHONY: lint
 lint: ## clang-format and clang-tidy over the sources

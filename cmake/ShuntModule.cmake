@@ -22,6 +22,14 @@ function(shunt_module name)
   install(TARGETS ${target} EXPORT shunt FILE_SET HEADERS)
 endfunction()
 
+# Notes that <name> is a test for GPUs: `cmake --build … --target gpu_tests` builds all of them.
+function(shunt_gpu_test name)
+  if(NOT TARGET gpu_tests)
+    add_custom_target(gpu_tests)
+  endif()
+  add_dependencies(gpu_tests ${name})
+endfunction()
+
 # A test executable of one module, discovered by CTest:
 #   shunt_test(<name> SOURCES ... DEPENDS <module> ... [LABELS ...] [TIMEOUT s])
 function(shunt_test name)
@@ -38,4 +46,7 @@ function(shunt_test name)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}"
                        WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  if(gpu IN_LIST arg_LABELS)
+    shunt_gpu_test(${name})
+  endif()
 endfunction()
