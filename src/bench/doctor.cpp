@@ -23,6 +23,7 @@
 #include <shunt/pack/kernels.h>
 #include <shunt/transport/launch.h>
 
+#include "doctor_gpu.h"
 #include "doctor_launch.h"
 #include "probe.h"
 
@@ -72,19 +73,36 @@ std::string ucx_version(void* library) {
   return fmt::format("{}.{}.{}", parts[0], parts[1], parts[2]);
 }
 
+std::string nccl_version(void* library) {
+  auto* const ask = find_function<int(int*)>(library, "ncclGetVersion");
+  int number = 0;
+  if (ask == nullptr || ask(&number) != 0) return {};
+  return fmt::format("{}.{}.{}", number / 10000, number / 100 % 100, number % 100);
+}
+
+std::string nvshmem_version(void* library) {
+  auto* const ask = find_function<void(int*, int*, int*)>(library, "nvshmemx_vendor_get_version_info");
+  int parts[3] = {};
+  if (ask == nullptr) return {};
+  ask(&parts[0], &parts[1], &parts[2]);
+  return fmt::format("{}.{}.{}", parts[0], parts[1], parts[2]);
+}
+
 const std::vector<Library>& libraries() {
   static const std::vector<Library> known{
       {"MPI", "transport mpi", {"libmpi.so.40", "libmpich.so.12", "libmpi.so"}, "mpi", mpi_version},
       {"libfabric", "transport ofi", {"libfabric.so.1"}, "ofi", libfabric_version},
       {"UCX", "used by MPI libraries", {"libucp.so.0"}, "", ucx_version},
-      {"CUDA driver", "transport cuda_ipc, CUDA kernels", {"libcuda.so.1"}},
+      {"CUDA driver", "transport cuda_ipc, CUDA kernels", {"libcuda.so.1"}, "cuda_ipc"},
       {"CUDA runtime",
        "CUDA kernels",
        {"libcudart.so.12", "libcudart.so.13", "libcudart.so.11.0", "libcudart.so"}},
-      {"NCCL", "transport nccl", {"libnccl.so.2"}},
+      {"NCCL", "transport nccl", {"libnccl.so.2"}, "nccl", nccl_version},
       {"NVSHMEM",
        "transport nvshmem",
-       {"libnvshmem_host.so.3", "libnvshmem_host.so.2", "libnvshmem_host.so"}},
+       {"libnvshmem_host.so.3", "libnvshmem_host.so.2", "libnvshmem_host.so"},
+       "nvshmem",
+       nvshmem_version},
       {"gloo", "method simd/gloo", {"libgloo.so.0", "libgloo.so"}, "simd/gloo"},
       {"torch", "method torch, training", {"libtorch_cpu.so", "libtorch.so", "libtorch_cpu.so.1.13"}},
   };
@@ -206,6 +224,7 @@ std::vector<Record> examine_machine() {
     record.set("name", info.name).set("available", info.available).set("reason", info.reason);
     records.push_back(std::move(record));
   }
+  for (Record& record : examine_gpus()) records.push_back(std::move(record));
   for (Record& record : examine_fabric()) records.push_back(std::move(record));
   for (Record& record : examine_launch()) records.push_back(std::move(record));
   for (const Library& library : libraries()) records.push_back(library_record(library));
@@ -227,6 +246,7 @@ std::string format_examination(const std::vector<Record>& records) {
     const std::string kind = text_of(record, "record");
     if (kind != last) {
       if (kind == "transport") text += "\ntransports\n";
+      if (kind == "gpu_part") text += "\nfor GPUs\n";
       if (kind == "provider") text += "\nproviders of transport ofi\n";
       if (kind == "launch") text += "\nlaunching\n";
       if (kind == "library") text += "\nlibraries\n";
@@ -273,6 +293,8 @@ std::string format_examination(const std::vector<Record>& records) {
                       : record.find("reason") != nullptr ? text_of(record, "reason")
                                                          : "not found on this machine",
                       versioned ? ", " + text_of(record, "version") : "");
+    } else if (kind == "gpu_part" || kind == "gpu") {
+      text += format_gpus({record});
     } else if (kind == "provider") {
       // All addresses of a provider in one line.
       const std::string name = text_of(record, "name");
