@@ -90,7 +90,10 @@ std::vector<Group> group_cases(const std::vector<MeasurementFile>& files, const 
   std::map<Key, Group> groups;
   std::map<std::string, Device> devices;
   for (const MeasurementFile& file : files) {
-    for (const CostCase& c : file.cases) {
+    std::vector<CostCase> cases = file.cases;
+    for (const CostCase& c : file.beside_cases)
+      if (c.measured_us > 0) cases.push_back(c);
+    for (const CostCase& c : cases) {
       if (!(c.measured_us > 0)) {
         throw Error(Errc::invalid_argument, fmt::format("{}: {}/{} has no measured latency to calibrate on",
                                                         c.where, c.regime, c.op));
@@ -151,8 +154,10 @@ CalibrationReport calibrate(const std::vector<MeasurementFile>& files, const Cal
   report.calibration.shunt_version = version();
   report.calibration.date = options.date;
   for (const MeasurementFile& file : files) {
+    const auto beside = std::count_if(file.beside_cases.begin(), file.beside_cases.end(),
+                                      [](const CostCase& c) { return c.measured_us > 0; });
     report.calibration.sources.push_back(
-        {file_name(file.path), file.sha256, static_cast<std::int64_t>(file.cases.size())});
+        {file_name(file.path), file.sha256, static_cast<std::int64_t>(file.cases.size()) + beside});
   }
   const std::vector<Group> groups = group_cases(files, options.hardware_directory);
   if (groups.empty()) throw Error(Errc::invalid_argument, "these files hold no measurement");
@@ -218,6 +223,12 @@ const Device& CostModel::device(const CostCase& c) const {
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("{}: {}", c.where, error.what()));
   }
+}
+
+bool CostModel::knows(const CostCase& c) const noexcept {
+  return std::any_of(calibration_.fits.begin(), calibration_.fits.end(), [&](const CostFit& fit) {
+    return fit.regime == c.regime && fit.op == c.op && (c.variant.empty() || fit.variant == c.variant);
+  });
 }
 
 Prediction CostModel::predict(const CostCase& c) const {

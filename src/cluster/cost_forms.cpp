@@ -65,6 +65,13 @@ double normal_mode(const double* p, const CostTerms& t) {
   return base + fill + slowest(copies, near, far);
 }
 
+/// Counts go to every rank before the rows do, or, for a combine, flags are cleared and each channel walks its tokens.
+/// Calls on one node have no such kernel apart from their own.
+double notify(const double* p, const CostTerms& t) {
+  if (t.several_nodes == 0) return 0;
+  return p[0] + p[1] * (t.nodes - 1) + p[2] * filling(t.tokens, p[3]) + t.tokens / t.channels * p[4];
+}
+
 double nvlink_alltoall(const double* p, const CostTerms& t) {
   const double base = t.latency * (p[0] + p[1] * t.rank_rows + p[7] * filling(t.tokens, p[8]));
   const double sm = t.tokens * (p[2] + p[3] * t.rank_rows);
@@ -176,6 +183,13 @@ std::vector<CostParameter> normal_parameters() {
           us("network_fill", 25, "filling of the queues, several nodes")};
 }
 
+std::vector<CostParameter> notify_parameters() {
+  return {us("base", 15, "launch and barrier"), us("network_node", 10, "each other node"),
+          us("fill", 10, "what comes with the first tokens"),
+          us("fill_tokens", 500, "tokens at which half of it is there", "tokens"),
+          us("token", 0.01, "one token in one channel", "us/token")};
+}
+
 std::vector<CostParameter> nvlink_parameters() {
   return {us("base", 7, "launch, barrier, flags"),
           us("base_rank", 0.7, "for each rank that a token reaches"),
@@ -228,6 +242,8 @@ std::vector<CostForm> make_forms() {
   all.push_back({"deepep_low_latency", "combine", low_latency_parameters(false), low_latency_combine});
   all.push_back({"deepep_normal", "dispatch", normal_parameters(), normal_mode});
   all.push_back({"deepep_normal", "combine", normal_parameters(), normal_mode});
+  for (const char* op : {"dispatch", "combine"})
+    all.push_back({"deepep_notify", op, notify_parameters(), notify});
   for (const char* op : {"dispatch", "combine", "combine_low_precision", "prepare"})
     all.push_back({"trtllm_nvlink_alltoall", op, nvlink_parameters(), nvlink_alltoall});
   for (const char* op : {"all_gather", "reduce_scatter"})

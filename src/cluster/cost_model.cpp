@@ -106,7 +106,7 @@ CostTerms cost_terms(const CostCase& c, const Device& device) {
   t.rank_rows = places.ranks;
   t.node_rows = places.nodes;
   t.near_bytes = t.tokens * places.near_ranks * t.row * busiest;
-  if (c.regime == "deepep_normal") {
+  if (c.regime == "deepep_normal" || c.regime == "deepep_notify") {
     t.channels = std::max(1.0, c.sms / 2.0);
     t.rank_rows *= busiest;
     t.far_bytes = t.tokens * places.other_nodes * t.row * busiest;
@@ -124,7 +124,7 @@ std::string shape_key(const CostCase& c) {
 }
 
 std::string scale_key(const CostCase& c) {
-  if (c.regime == "deepep_low_latency" || c.regime == "deepep_normal")
+  if (c.regime == "deepep_low_latency" || c.regime == "deepep_normal" || c.regime == "deepep_notify")
     return fmt::format("{} nodes", c.nodes);
   return fmt::format("{} ranks", c.ranks);
 }

@@ -222,8 +222,12 @@ void read_deepep(MeasurementFile& file, const RowReader& row, bool normal) {
     one.measured_us = row.latency(one.op + "_us");
     if (normal) {
       one.sms = static_cast<std::int32_t>(row.whole(one.op + "_sms", 2, 1024));
+      CostCase notify = one;
+      notify.regime = "deepep_notify";
+      notify.measured_us = 0;
       if (!row.text(one.op + "_notify_us").empty())
-        static_cast<void>(row.number(one.op + "_notify_us", 0, detail::kMaxLatencyUs));
+        notify.measured_us = row.number(one.op + "_notify_us", 0, detail::kMaxLatencyUs);
+      file.beside_cases.push_back(std::move(notify));
     }
     file.cases.push_back(std::move(one));
   }
@@ -329,6 +333,12 @@ MeasurementFile read_measurements(const std::string& path, const std::string& ha
     const auto at = std::find(file.header.begin(), file.header.end(), name) - file.header.begin();
     file.measured.push_back({format.latencies.size() > 1 ? name.substr(0, name.size() - 3) : std::string(),
                              static_cast<std::size_t>(at)});
+  }
+  if (file.format == "deepep_normal") {
+    for (const std::string name : {"dispatch_notify", "combine_notify"}) {
+      const auto at = std::find(file.header.begin(), file.header.end(), name + "_us") - file.header.begin();
+      file.beside.push_back({name, static_cast<std::size_t>(at)});
+    }
   }
   // Predictions stand beside their columns from left to right, and cases come in the same order.
   read_rows(file, stream);

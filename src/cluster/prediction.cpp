@@ -39,6 +39,18 @@ std::vector<Cell> predict_row(const MeasurementFile& file, const CostModel& mode
   return cells;
 }
 
+/// Predictions of the columns that count to no sum.
+std::vector<Cell> predict_beside(const MeasurementFile& file, const CostModel& model, std::size_t row) {
+  std::vector<Cell> cells;
+  for (std::size_t i = 0; i < file.beside.size(); ++i) {
+    const CostCase& c = file.beside_cases[row * file.beside.size() + i];
+    // One node has no such call, and a fit of older files does not know it.
+    const bool known = c.nodes > 1 && model.knows(c);
+    cells.push_back({known ? model.predict(c).us : 0, c.measured_us});
+  }
+  return cells;
+}
+
 std::string prefix(const MeasurementFile& file, std::size_t i) {
   return i < file.measured.size() && !file.measured[i].op.empty() ? file.measured[i].op + "_" : std::string();
 }
@@ -56,22 +68,30 @@ ordered_json typed(const std::string& text) {
 
 std::string predicted_csv(const MeasurementFile& file, const CostModel& model) {
   std::string out;
-  const auto line = [&](const std::vector<std::string>& cells, const auto& beside) {
+  const auto line = [&](const std::vector<std::string>& cells, const auto& beside, const auto& apart) {
     for (std::size_t column = 0; column < cells.size(); ++column) {
       out += (column == 0 ? "" : ",") + cells[column];
       for (std::size_t i = 0; i < file.measured.size(); ++i)
         if (file.measured[i].column == column) out += beside(i);
+      for (std::size_t i = 0; i < file.beside.size(); ++i)
+        if (file.beside[i].column == column) out += apart(i);
     }
     if (file.measured.size() > 1) out += beside(file.measured.size());
     out += '\n';
   };
-  line(file.header,
-       [&](std::size_t i) { return fmt::format(",{0}predicted_us,{0}error_pct", prefix(file, i)); });
+  line(
+      file.header,
+      [&](std::size_t i) { return fmt::format(",{0}predicted_us,{0}error_pct", prefix(file, i)); },
+      [&](std::size_t i) { return fmt::format(",{0}_predicted_us,{0}_error_pct", file.beside[i].op); });
   for (std::size_t row = 0; row < file.rows.size(); ++row) {
     const std::vector<Cell> cells = predict_row(file, model, row);
-    line(file.rows[row], [&](std::size_t i) {
-      return fmt::format(",{:.4f},{}", cells[i].predicted_us, error_text(cells[i]));
-    });
+    const std::vector<Cell> others = predict_beside(file, model, row);
+    const auto text = [](const Cell& cell) {
+      return fmt::format(",{:.4f},{}", cell.predicted_us, error_text(cell));
+    };
+    line(
+        file.rows[row], [&](std::size_t i) { return text(cells[i]); },
+        [&](std::size_t i) { return text(others[i]); });
   }
   return out;
 }
@@ -79,6 +99,7 @@ std::string predicted_csv(const MeasurementFile& file, const CostModel& model) {
 std::string predicted_json(const MeasurementFile& file, const CostModel& model) {
   ordered_json rows = ordered_json::array();
   std::vector<std::vector<double>> errors(file.measured.size() + 1);
+  std::vector<std::vector<double>> beside_errors(file.beside.size());
   for (std::size_t row = 0; row < file.rows.size(); ++row) {
     const std::vector<Cell> cells = predict_row(file, model, row);
     ordered_json entry;
@@ -90,20 +111,30 @@ std::string predicted_json(const MeasurementFile& file, const CostModel& model) 
           cells[i].measured_us > 0 ? ordered_json(cells[i].error_pct()) : ordered_json();
       if (cells[i].measured_us > 0) errors[i].push_back(std::abs(cells[i].error_pct()));
     }
+    const std::vector<Cell> others = predict_beside(file, model, row);
+    for (std::size_t i = 0; i < others.size(); ++i) {
+      entry[file.beside[i].op + "_predicted_us"] = others[i].predicted_us;
+      entry[file.beside[i].op + "_error_pct"] =
+          others[i].measured_us > 0 ? ordered_json(others[i].error_pct()) : ordered_json();
+      if (others[i].measured_us > 0) beside_errors[i].push_back(std::abs(others[i].error_pct()));
+    }
     rows.push_back(std::move(entry));
   }
   ordered_json summary = ordered_json::array();
-  for (std::size_t i = 0; i < errors.size(); ++i) {
-    if (errors[i].empty()) continue;
-    const ErrorSummary s = summarize_errors(errors[i]);
-    const std::string name =
-        i < file.measured.size() ? prefix(file, i) + "predicted_us" : std::string("predicted_us");
+  const auto summarize = [&](const std::string& name, const std::vector<double>& list) {
+    if (list.empty()) return;
+    const ErrorSummary s = summarize_errors(list);
     summary.push_back({{"column", name},
                        {"rows", s.rows},
                        {"median_error_pct", s.median_pct},
                        {"p90_error_pct", s.p90_pct},
                        {"max_error_pct", s.max_pct}});
-  }
+  };
+  for (std::size_t i = 0; i < errors.size(); ++i)
+    summarize(i < file.measured.size() ? prefix(file, i) + "predicted_us" : std::string("predicted_us"),
+              errors[i]);
+  for (std::size_t i = 0; i < beside_errors.size(); ++i)
+    summarize(file.beside[i].op + "_predicted_us", beside_errors[i]);
   ordered_json document = {{"record", "predictions"},    {"format", 1},       {"file", file.path},
                            {"file_format", file.format}, {"errors", summary}, {"rows", rows}};
   return document.dump(2) + "\n";

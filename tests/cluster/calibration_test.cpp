@@ -44,7 +44,9 @@ std::vector<CostCase> grid(const CostForm& form) {
       }
     return cases;
   }
-  for (const std::int32_t nodes : {1, 2, 4, 8})
+  for (const std::int32_t nodes : {1, 2, 4, 8}) {
+    // One node has no notification of its own.
+    if (nodes == 1 && form.regime == "deepep_notify") continue;
     for (const std::int64_t hidden : {2048, 7168})
       for (const std::int64_t experts : {16, 128, 256, 512})
         for (const std::int64_t topk : {1, 8})
@@ -59,6 +61,7 @@ std::vector<CostCase> grid(const CostForm& form) {
             c.sms = tokens % 3 == 1 ? 20 : 8;
             add(c);
           }
+  }
   return cases;
 }
 
@@ -144,8 +147,13 @@ class MeasuredTest : public testing::Test {
 };
 
 TEST_F(MeasuredTest, PredictsShapesThatItHasNotSeen) {
-  ASSERT_EQ(report().regimes.size(), 4U);
+  ASSERT_EQ(report().regimes.size(), 5U);
   for (const RegimeErrors& regime : report().regimes) {
+    // Notifications were measured for one shape only.
+    if (regime.name == "deepep_notify") {
+      EXPECT_LE(regime.fitted.median_pct, 10);
+      continue;
+    }
     EXPECT_LE(regime.shape_left_out.median_pct, 4) << regime.name;
     EXPECT_LE(regime.shape_left_out.p90_pct, 12) << regime.name;
     EXPECT_GE(regime.shape_left_out.rows, 800) << regime.name;
@@ -157,6 +165,8 @@ TEST_F(MeasuredTest, PredictsNodeAndRankCountsThatItHasNotSeen) {
   // wider errors. Other counts of nodes and ranks, together for each regime:
   std::map<std::string, std::vector<double>> medians;
   for (const ScaleErrors& scale : report().scales) {
+    // One count of nodes cannot say what each node costs: the notifications' errors are in docs/results/cost_model.md.
+    if (scale.regime == "deepep_notify") continue;
     if (scale.scale == "1 nodes") {
       EXPECT_LE(scale.left_out.median_pct, 25) << scale.regime << "/" << scale.op;
       continue;

@@ -107,6 +107,8 @@ class CostModel {
   [[nodiscard]] Prediction predict(const CostCase& cost_case) const;
   /// The same with a data sheet in hand; `cost_case.hardware` is only for messages.
   [[nodiscard]] Prediction predict(const CostCase& cost_case, const Device& device) const;
+  /// Whether a fit has the formula and variant of this case.
+  [[nodiscard]] bool knows(const CostCase& cost_case) const noexcept;
 
  private:
   [[nodiscard]] const Device& device(const CostCase& cost_case) const;

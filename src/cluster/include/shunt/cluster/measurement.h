@@ -24,6 +24,10 @@ struct MeasurementFile {
   std::vector<std::int64_t> lines;             ///< Line of each row, from 1
   std::vector<MeasuredColumn> measured;        ///< Latency columns
   std::vector<CostCase> cases;                 ///< rows.size() * measured.size()
+  /// Columns that count to no sum, and their cases, rows.size() * beside.size(): the notifications of DeepEP's normal
+  /// mode, which stand apart from the kernels. Where a measurement is 0 there is no such call (one node).
+  std::vector<MeasuredColumn> beside;
+  std::vector<CostCase> beside_cases;
 };
 
 /// Reads a file of measurements; the format is seen from its header (docs/formats.md, "Measurements"):
