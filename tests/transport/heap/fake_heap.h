@@ -72,8 +72,9 @@ class FakeWorld {
   Calls* calls_;
 };
 
-/// A heap in that memory. Whatever is started happens in quiet() and not before, as on a stream that is slow, so a source
-/// that is reused too early, and a bell that rings too early, show.
+/// A heap in that memory. Whatever is started happens in quiet() and not before, as on a stream that is slow, and what goes
+/// over the network last of all, as a card that reads its sources late. So a source that is reused too early, and a bell
+/// that rings too early, show.
 class FakeHeap final : public SymmetricHeap {
  public:
   FakeHeap(const FakeWorld& world, std::int32_t rank) : world_(world), rank_(rank), offsets_(512, -1) {}
@@ -109,18 +110,23 @@ class FakeHeap final : public SymmetricHeap {
   }
   void put(std::int32_t peer, std::int32_t slot, std::int64_t offset, std::int32_t from_slot,
            std::int64_t from_offset, std::int64_t bytes) override {
-    copy(remote(peer, slot) + offset, of(rank_, from_slot) + from_offset, bytes);
+    std::byte* to = remote(peer, slot) + offset;
+    const std::byte* from = of(rank_, from_slot) + from_offset;
+    on_network_.emplace_back([=] { std::memcpy(to, from, static_cast<std::size_t>(bytes)); });
   }
   void put_signal(std::int32_t peer, std::int32_t slot, std::int64_t offset, std::uint64_t value) override {
-    store_signal(remote(peer, slot) + offset, value);
+    std::byte* word = remote(peer, slot) + offset;
+    on_network_.emplace_back([=] { store(word, value); });
   }
   [[nodiscard]] std::uint64_t load_signal(const std::byte* word) override {
     auto* plain = reinterpret_cast<std::uint64_t*>(const_cast<std::byte*>(word));
     return std::atomic_ref(*plain).load(std::memory_order_acquire);
   }
   void quiet() override {
-    for (const auto& one : started_) one();
-    started_.clear();
+    for (auto* queue : {&started_, &on_network_}) {
+      for (const auto& one : *queue) one();
+      queue->clear();
+    }
   }
   void close(bool together) noexcept override { world_.note(rank_, together ? kTogether : kAlone); }
 
@@ -147,6 +153,7 @@ class FakeHeap final : public SymmetricHeap {
   std::int64_t next_ = 0;
   std::vector<std::int64_t> offsets_;  ///< By slot
   std::deque<std::function<void()>> started_;
+  std::deque<std::function<void()>> on_network_;
 };
 
 }  // namespace shunt::heap
