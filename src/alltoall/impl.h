@@ -17,15 +17,12 @@
 #include <shunt/transport/membership.h>
 #include <shunt/transport/transport.h>
 
+#include "compare.h"
 #include "crossings.h"
 #include "plan.h"
 #include "row_stream.h"
 
 namespace shunt {
-
-/// Longest wait of the constructor, which config.deadline does not bound: peers may still be busy with their
-/// own set-up.
-inline constexpr std::chrono::milliseconds kSetupDeadline{60'000};
 
 /// Sizes and offsets are std::int64_t; containers want std::size_t.
 [[nodiscard]] inline std::size_t at(std::int64_t index) noexcept {

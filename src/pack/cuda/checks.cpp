@@ -189,6 +189,7 @@ void check(const Combine& c, LaunchLimit limit) {
                          dtype_name(dtype)));
   if (c.num_tokens > 0) present(kCall, "positions", c.positions);
   if (c.num_tokens > 0) present(kCall, "weights", c.weights);
+  if (c.weight_stride != 0) at_least(kCall, "weight_stride", c.weight_stride, c.top_k);
   // Where every position is -1 there may be no rows.
   check_rows(kCall, "rows", c.rows, c.hidden, false);
   check_rows(kCall, "out", c.out, c.hidden, c.num_tokens > 0);

@@ -21,6 +21,10 @@ struct CombineArgs {
   Combine combine;
 };
 
+SHUNT_DEVICE const float* weights_of(const Combine& c, std::int64_t token) {
+  return c.weights + token * (c.weight_stride == 0 ? c.top_k : c.weight_stride);
+}
+
 /// `count` elements at `from`, by 16-byte loads where those are kColumns aligned ones.
 template <class Format>
 struct Columns {
@@ -102,7 +106,7 @@ struct CombineRows {
   static SHUNT_DEVICE void add_aligned(Context& ctx, const Combine& c, std::int64_t token,
                                        std::int64_t column, float* sum) {
     const std::int32_t* positions = c.positions + token * c.top_k;
-    const float* weights = c.weights + token * c.top_k;
+    const float* weights = weights_of(c, token);
     for (std::int32_t first = 0; first < c.top_k; first += kRowsAhead) {
       Columns<Row> rows[kRowsAhead];
       std::int64_t at[kRowsAhead];
@@ -129,7 +133,7 @@ struct CombineRows {
     for (std::int32_t k = 0; k < c.top_k; ++k) {
       const std::int64_t position = c.positions[token * c.top_k + k];
       if (position < 0) continue;
-      const float weight = c.weights[token * c.top_k + k];
+      const float weight = weights_of(c, token)[k];
       const std::byte* row = row_of(c.rows, position) + column * Row::kBytes;
       SHUNT_UNROLL
       for (std::int32_t i = 0; i < kColumns; ++i)

@@ -212,6 +212,77 @@ SHUNT_DEVICE void load_chunk(Context& ctx, const std::byte* from, std::int64_t c
   for (std::int32_t i = 0; i < kChunk; ++i) to[i] = i < count ? From::load(from + i * From::kBytes) : 0.0F;
 }
 
+/// The scale of a block with this largest magnitude and, through `stored`, what is written for it. To: the fp8 format.
+template <class To>
+SHUNT_DEVICE float scale_of(ScaleType type, float amax, std::uint32_t& stored) {
+  const float scale = device::divide(amax > 1e-4F ? amax : 1e-4F, To::kLargest);
+  if (type == ScaleType::ue8m0) {
+    const std::uint8_t power = device::f32_to_ue8m0(scale);
+    stored = power;
+    return device::ue8m0_to_f32(power);
+  }
+  stored = device::bits_of(scale);
+  return scale;
+}
+
+/// Parts of a row of `hidden` elements: one warp quantises one, a group of lanes for each scale block.
+SHUNT_HOST_DEVICE constexpr std::int64_t quantise_parts(std::int64_t hidden, std::int64_t block) {
+  const std::int64_t per_part = kWarpSize / lanes_per_block(block);
+  return ((hidden + block - 1) / block + per_part - 1) / per_part;
+}
+
+/// Writes the first `count` of 16 bytes to `to`.
+template <class Context>
+SHUNT_DEVICE void store_some(Context& ctx, std::byte* to, const Word16& packed, std::int64_t count) {
+  if (count >= kChunk && is_aligned(to)) return ctx.store16_once(to, packed);
+  SHUNT_UNROLL
+  for (std::int32_t i = 0; i < kChunk; ++i)
+    if (i < count) to[i] = static_cast<std::byte>(packed.word[i / 4] >> (8 * (i % 4)) & 0xffU);
+}
+
+/// Quantises part `part` of the row at `row`: the largest magnitude of each block, its scale, its elements. The whole warp.
+/// writer.elements(ctx, column, count, packed) gets up to a chunk of elements from `column` on, writer.scale(b, stored) the
+/// scale of block b; each is called by one lane.
+template <class From, class To, class Context, class Writer>
+SHUNT_DEVICE void quantise_part(Context& ctx, const std::byte* row, std::int64_t hidden, ScaleType type,
+                                std::int64_t block, std::int64_t part, const Writer& writer) {
+  const std::int32_t group = lanes_per_block(block);
+  const std::int32_t lane = ctx.lane() % group;
+  const std::int64_t b = part * (kWarpSize / group) + ctx.lane() / group;
+  const std::int64_t begin = b * block;
+  const std::int64_t left = hidden - begin;  // not above 0 for a group that has no block in this part
+  const std::int64_t length = left < block ? left : block;
+  const std::int64_t chunk_step = static_cast<std::int64_t>(group) * kChunk;
+  const std::byte* from = row + begin * From::kBytes;
+  float values[kChunk];
+  float scale = 1;
+  std::uint32_t stored = 0;
+  if (type != ScaleType::none) {
+    float amax = 0;
+    for (std::int64_t c = static_cast<std::int64_t>(lane) * kChunk; c < length; c += chunk_step) {
+      load_chunk<From>(ctx, from + c * From::kBytes, length - c, values);
+      SHUNT_UNROLL
+      for (std::int32_t i = 0; i < kChunk; ++i) {
+        const float magnitude = device::float_of(device::bits_of(values[i]) & 0x7fffffffU);
+        if (magnitude > amax) amax = magnitude;  // false for NaN, which so stays out of the maximum
+      }
+    }
+    for (std::int32_t distance = group / 2; distance > 0; distance /= 2) {
+      const float other = ctx.shuffle_xor(amax, distance);
+      if (other > amax) amax = other;
+    }
+    scale = scale_of<To>(type, amax, stored);
+  }
+  const bool reload = type == ScaleType::none || block > chunk_step;
+  for (std::int64_t c = static_cast<std::int64_t>(lane) * kChunk; c < length; c += chunk_step) {
+    if (reload) load_chunk<From>(ctx, from + c * From::kBytes, length - c, values);
+    SHUNT_UNROLL
+    for (std::int32_t i = 0; i < kChunk; ++i) values[i] = device::divide(values[i], scale);
+    writer.elements(ctx, begin + c, length - c, To::pack(values));
+  }
+  if (lane == 0 && length > 0 && type != ScaleType::none) writer.scale(b, stored);
+}
+
 /// Tokens to their rows as fp8. A group of lanes makes one scale block: its largest magnitude, the scale, the elements.
 template <class From, class To>
 struct GatherQuantise {
@@ -219,89 +290,41 @@ struct GatherQuantise {
   static constexpr std::int32_t kThreads = 256;
   using Args = GatherArgs;
 
-  /// The scale of a block and, through `stored`, what is written for it.
-  static SHUNT_DEVICE float scale_of(ScaleType type, float amax, std::uint32_t& stored) {
-    const float scale = device::divide(amax > 1e-4F ? amax : 1e-4F, To::kLargest);
-    if (type == ScaleType::ue8m0) {
-      const std::uint8_t power = device::f32_to_ue8m0(scale);
-      stored = power;
-      return device::ue8m0_to_f32(power);
+  /// To all rows of one token.
+  struct Writer {
+    const Gather* gather;
+    std::int64_t token;
+    std::int64_t num_blocks;
+
+    template <class Context>
+    SHUNT_DEVICE void elements(Context& ctx, std::int64_t column, std::int64_t count,
+                               const Word16& packed) const {
+      for (std::int32_t k = 0; k < gather->top_k; ++k) {
+        const std::int64_t row = destination(*gather, token, k);
+        if (row >= 0) store_some(ctx, row_of(gather->to, row) + column, packed, count);
+      }
     }
-    stored = device::bits_of(scale);
-    return scale;
-  }
+    SHUNT_DEVICE void scale(std::int64_t b, std::uint32_t stored) const {
+      for (std::int32_t k = 0; k < gather->top_k; ++k) {
+        const std::int64_t row = destination(*gather, token, k);
+        if (row >= 0) store_scale(gather->scales, num_blocks, row, b, stored);
+      }
+    }
+  };
 
   template <class Context>
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Gather& g = args.gather;
     const std::int64_t block = g.scales.block;
-    const std::int32_t group = lanes_per_block(block);
-    const std::int32_t lane = ctx.lane() % group;
-    const std::int32_t blocks_per_task = kWarpSize / group;
-    const std::int64_t num_blocks = (g.hidden + block - 1) / block;
-    const std::int64_t parts = (num_blocks + blocks_per_task - 1) / blocks_per_task;
+    const std::int64_t parts = quantise_parts(g.hidden, block);
     const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = live_count(g.num_tokens, g.live_tokens) * parts;
     const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
     for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
          task += step) {
       const std::int64_t token = task / parts;
-      const std::int64_t b = (task - token * parts) * blocks_per_task + ctx.lane() / group;
-      const std::int64_t begin = b * block;
-      const std::int64_t left = g.hidden - begin;  // not above 0 for a group that has no block in this task
-      const std::int64_t length = left < block ? left : block;
-      const std::int64_t chunk_step = static_cast<std::int64_t>(group) * kChunk;
-      const std::byte* from = row_of(g.from, token) + begin * From::kBytes;
-      float values[kChunk];
-      float scale = 1;
-      std::uint32_t stored = 0;
-      if (g.scales.type != ScaleType::none) {
-        float amax = 0;
-        for (std::int64_t c = static_cast<std::int64_t>(lane) * kChunk; c < length; c += chunk_step) {
-          load_chunk<From>(ctx, from + c * From::kBytes, length - c, values);
-          SHUNT_UNROLL
-          for (std::int32_t i = 0; i < kChunk; ++i) {
-            const float magnitude = device::float_of(device::bits_of(values[i]) & 0x7fffffffU);
-            if (magnitude > amax) amax = magnitude;  // false for NaN, which so stays out of the maximum
-          }
-        }
-        for (std::int32_t distance = group / 2; distance > 0; distance /= 2) {
-          const float other = ctx.shuffle_xor(amax, distance);
-          if (other > amax) amax = other;
-        }
-        scale = scale_of(g.scales.type, amax, stored);
-      }
-      const bool reload = g.scales.type == ScaleType::none || block > chunk_step;
-      for (std::int64_t c = static_cast<std::int64_t>(lane) * kChunk; c < length; c += chunk_step) {
-        if (reload) load_chunk<From>(ctx, from + c * From::kBytes, length - c, values);
-        store_chunk(ctx, g, token, begin + c, length - c, values, scale);
-      }
-      if (lane != 0 || length <= 0 || g.scales.type == ScaleType::none) continue;
-      for (std::int32_t k = 0; k < g.top_k; ++k) {
-        const std::int64_t row = destination(g, token, k);
-        if (row >= 0) store_scale(g.scales, num_blocks, row, b, stored);
-      }
-    }
-  }
-
-  /// Writes up to a chunk of elements, from column `column` on, to every row of the token.
-  template <class Context>
-  static SHUNT_DEVICE void store_chunk(Context& ctx, const Gather& g, std::int64_t token, std::int64_t column,
-                                       std::int64_t count, float* values, float scale) {
-    SHUNT_UNROLL
-    for (std::int32_t i = 0; i < kChunk; ++i) values[i] = device::divide(values[i], scale);
-    const Word16 packed = To::pack(values);
-    for (std::int32_t k = 0; k < g.top_k; ++k) {
-      const std::int64_t row = destination(g, token, k);
-      if (row < 0) continue;
-      std::byte* to = row_of(g.to, row) + column;
-      if (count >= kChunk && is_aligned(to)) {
-        ctx.store16_once(to, packed);
-        continue;
-      }
-      SHUNT_UNROLL
-      for (std::int32_t i = 0; i < kChunk; ++i)
-        if (i < count) to[i] = static_cast<std::byte>(packed.word[i / 4] >> (8 * (i % 4)) & 0xffU);
+      quantise_part<From, To>(ctx, row_of(g.from, token), g.hidden, g.scales.type, block,
+                              task - token * parts, Writer{&g, token, (g.hidden + block - 1) / block});
     }
   }
 };

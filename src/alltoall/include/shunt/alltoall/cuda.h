@@ -141,12 +141,12 @@ class AllToAll {
                     bool accumulate = false);
 
   /// Throws what the kernels have found so far; reads a few words that they write to memory of the host. To be sure about
-  /// a step, synchronise its stream first. After a void step the next call is dispatch_send (a combine half that has not
-  /// been called yet is then made up for), or the missing calls of the step.
-  /// With on_peer_loss = mask a timeout is not the end: collective among the survivors, it agrees with them who is left
-  /// (control messages go through the transport), moves to new memory and throws peer_masked. The steps up to
-  /// steps_completed() stand on every rank, the one after it is to be repeated from dispatch_send. All streams of this
-  /// object must be idle, captured graphs must be captured anew, and received() and expert_output() have moved.
+  /// a step, synchronise its stream first. A call that throws has launched nothing and is made again; the calls of a void
+  /// step are all made as ever (they move nothing, and keep the ranks in step).
+  /// With on_peer_loss = mask a timeout is not the end: collective among the survivors, it waits for the device, agrees
+  /// with them who is left (through the transport), moves to new memory and throws peer_masked. The steps up to
+  /// steps_completed() stand on every rank, and the one after it is to be repeated from dispatch_send. received() and
+  /// expert_output() have moved then, and graphs must be captured anew.
   void check();
 
   /// Steps since construction that are complete on every rank, as known after check(); with on_peer_loss = mask only,

@@ -148,6 +148,7 @@ struct Combine {
   std::int64_t hidden = 0;                    ///< H
   DeviceRows out;                             ///< [T, H] f32, f16 or bf16; every element is written
   bool accumulate = false;                    ///< Start from the old value of `out` instead of 0
+  std::int64_t weight_stride = 0;             ///< Weights from one token to the next; 0: K
 };
 void combine(const Combine& combine, Stream stream, LaunchLimit limit = {});
 

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "engine.h"
+#include "steps.h"
+
+namespace shunt::cuda::detail {
+
+/// The engine of a net on a device. Device has launcher(stream), a launcher for steps.h; status() and status_on_device();
+/// upload(to, from, bytes); wait_idle(); and connect(memory, peers, frame), which returns the net. On GPUs it is compiled by nvcc.
+template <class Net, class Device>
+class StepEngine final : public Engine {
+ public:
+  explicit StepEngine(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+
+  [[nodiscard]] bool load_store() const override { return Net::kLoadStore; }
+  [[nodiscard]] Status* status() override { return device_->status(); }
+  [[nodiscard]] Status* status_on_device() override { return device_->status_on_device(); }
+  void connect(const SymmetricBuffer& memory, std::span<std::byte* const> peers,
+               const Frame& frame) override {
+    net_ = device_->connect(memory, peers, frame);
+  }
+  void wait_idle() override { device_->wait_idle(); }
+  void upload(void* to, const void* from, std::int64_t bytes) override { device_->upload(to, from, bytes); }
+
+  void dispatch_send(const Frame& frame, const SendCall& call, Stream stream) override {
+    auto launcher = device_->launcher(stream);
+    detail::dispatch_send(launcher, net_, frame, call);
+  }
+  void dispatch_recv(const Frame& frame, const ReceiveCall& call, Stream stream) override {
+    auto launcher = device_->launcher(stream);
+    detail::dispatch_recv(launcher, net_, frame, call);
+  }
+  void combine_send(const Frame& frame, const ReturnCall& call, Stream stream) override {
+    auto launcher = device_->launcher(stream);
+    detail::combine_send(launcher, net_, frame, call);
+  }
+  void combine_recv(const Frame& frame, const SumCall& call, Stream stream) override {
+    auto launcher = device_->launcher(stream);
+    detail::combine_recv(launcher, net_, frame, call);
+  }
+
+ private:
+  std::unique_ptr<Device> device_;
+  Net net_{};
+};
+
+}  // namespace shunt::cuda::detail

@@ -1,0 +1,57 @@
+#pragma once
+
+// A CUDA stream as a launcher for steps.h. For nvcc only.
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include <shunt/device/context.h>
+#include <shunt/device/cuda_context.h>
+#include <shunt/pack/cuda.h>
+
+#include "checks.h"
+
+namespace shunt::cuda::detail {
+
+static_assert(device::KernelContext<device::CudaContext>);
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads)
+    enter(const __grid_constant__ typename Kernel::Args args) {
+  device::CudaContext context;
+  Kernel::run(context, args);
+}
+
+inline bool means_no_device(cudaError_t error) {
+  return error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver ||
+         error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion ||
+         error == cudaErrorSystemDriverMismatch || error == cudaErrorStubLibrary;
+}
+
+inline void require(const char* what, cudaError_t error) {
+  if (error != cudaSuccess) raise_launch_error(what, means_no_device(error), cudaGetErrorString(error));
+}
+
+class CudaLauncher {
+ public:
+  explicit CudaLauncher(Stream stream) : stream_(stream) {
+    int device = 0;
+    require("cudaGetDevice", cudaGetDevice(&device));
+    require("cudaDeviceGetAttribute",
+            cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
+  }
+  template <class Kernel>
+  void launch(const device::LaunchShape& shape, const typename Kernel::Args& args) {
+    enter<Kernel><<<static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.threads),
+                    static_cast<std::size_t>(shape.shared_bytes), stream_>>>(args);
+    require(Kernel::kName, cudaGetLastError());
+  }
+  [[nodiscard]] std::int32_t processors() const { return processors_; }
+
+ private:
+  Stream stream_;
+  int processors_ = 1;
+};
+
+}  // namespace shunt::cuda::detail
