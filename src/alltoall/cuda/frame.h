@@ -157,6 +157,7 @@ struct Places {
   std::int64_t entries = 0;       ///< Most entries of one announcement
   std::int64_t max_arriving = 0;  ///< Bound of rows that carry tokens, any rank
   std::int64_t max_rows = 0;      ///< Bound of rows with padding, of the rank with the most experts
+  bool bounded = false;           ///< More rows may arrive than max_arriving
 };
 
 /// What every kernel gets. By value, as a kernel's argument.
@@ -183,7 +184,6 @@ struct Frame {
   ScaleType scale = ScaleType::none;
   PaddingRows padding = PaddingRows::untouched;
   Delivery delivery = Delivery::rows;
-  bool bounded = false;  ///< max_recv_rows can be exceeded
   bool by_group = false;
   bool masking = false;
   std::uint64_t deadline_ns = 0;

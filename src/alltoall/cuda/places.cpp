@@ -65,6 +65,7 @@ void size_rows(Places& p, const AllToAllConfig& c, std::int32_t num_ranks) {
                          .local_experts = most_experts};
   const std::int64_t worst = max_arriving_rows(in);
   p.max_arriving = c.max_recv_rows >= 0 ? std::min(c.max_recv_rows, worst) : worst;
+  p.bounded = p.max_arriving < worst;
   p.max_rows = workspace_rows(slot_layout(c, num_ranks), in, p.max_arriving);
 }
 

@@ -39,7 +39,7 @@ struct ArriveArgs {
 template <class Net>
 struct Arrive {
   static constexpr const char* kName = "arrive";
-  static constexpr std::int32_t kThreads = 512;
+  static constexpr std::int32_t kThreads = 256;
   static constexpr std::int32_t kWarps = kThreads / kWarpSize;
   static constexpr std::int32_t kSharedBytes = kWarps * 16;
   using Args = ArriveArgs<Net>;
@@ -101,7 +101,7 @@ struct Arrive {
       trouble = static_cast<Trouble>(announcement.trouble);
       a = announcement.a;
       b = announcement.b;
-    } else if (f.bounded) {
+    } else if (f.at.bounded) {
       std::int32_t most = -1;
       std::int32_t at = kNobody;
       for (std::int32_t rank = ctx.thread(); rank < f.num_ranks; rank += ctx.num_threads()) {

@@ -145,7 +145,7 @@ struct PutResults {
 template <class Net>
 struct Collect {
   static constexpr const char* kName = "collect";
-  static constexpr std::int32_t kThreads = 512;
+  static constexpr std::int32_t kThreads = 256;
   static constexpr std::int32_t kSharedBytes = kThreads / kWarpSize * 4;
   using Args = ArriveArgs<Net>;
 
@@ -203,7 +203,7 @@ struct Collect {
 template <class Net>
 struct Commit {
   static constexpr const char* kName = "commit";
-  static constexpr std::int32_t kThreads = 512;
+  static constexpr std::int32_t kThreads = 256;
   static constexpr std::int32_t kSharedBytes = kThreads / kWarpSize * 4;
   using Args = ArriveArgs<Net>;
 

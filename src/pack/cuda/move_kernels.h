@@ -103,7 +103,7 @@ template <std::int32_t Bytes>
 struct RowPart {
   static constexpr std::int64_t kBytes = std::int64_t{Bytes} * kUnitsPerLane * kWarpSize;
   using U = Unit<Bytes>;
-  typename U::Type units[kUnitsPerLane];
+  typename U::Type units[kUnitsPerLane] = {};
   std::byte tail{};
   std::int64_t begin;   ///< Of this lane's first unit in the row
   std::int64_t end;     ///< Of the row's whole units
