@@ -39,6 +39,7 @@ gpu-test: ## Build with CUDA and run the tests for GPUs; they skip, with the rea
 	cmake --preset cuda
 	cmake --build --preset cuda --target gpu_tests
 	ctest --preset gpu --verbose
+	scripts/gpu-sanitize build-cuda/tests
 
 .PHONY: gpu-bench
 gpu-bench: ## Build with CUDA and measure what runs on a GPU; where there is none, a line says why and the CPU is measured

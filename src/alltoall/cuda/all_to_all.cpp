@@ -59,8 +59,8 @@ struct AllToAll::Impl {
        std::unique_ptr<detail::Engine> engine_in);
 
   void allocate(std::chrono::milliseconds deadline);
-  void connect();
-  void check_reach(std::span<std::byte* const> peers);
+  void connect(std::chrono::milliseconds deadline);
+  void check_reach(std::span<std::byte* const> peers, std::chrono::milliseconds deadline);
   void expect_stage(Stage wanted, const char* call) const;
   void begin_call(Stage wanted, const char* call);
   template <Half half>
@@ -151,18 +151,18 @@ void AllToAll::Impl::allocate(std::chrono::milliseconds deadline) {
         fmt::format("{}; max_tokens {}, max_recv_rows {}, the layout and expert_output decide the size",
                     error.what(), config.max_tokens, config.max_recv_rows));
   }
-  connect();
+  connect(deadline);
 }
 
 /// Tables, the net, and what is not 0 at the start.
-void AllToAll::Impl::connect() {
+void AllToAll::Impl::connect(std::chrono::milliseconds deadline) {
   const World& world = transport.world();
   frame.local = workspace.get().local;
   frame.status = engine->status_on_device();
   std::vector<std::byte*> peers(at(world.size), nullptr);
   for (std::int32_t rank = 0; rank < world.size; ++rank)
     if (live[at(rank)] != 0) peers[at(rank)] = transport.peer_pointer(workspace.get(), rank);
-  if (engine->load_store()) check_reach(peers);
+  if (engine->load_store()) check_reach(peers, deadline);
   *engine->status() = {};
   detail::State state{};
   state.first_invalid = ~std::uint64_t{0};
@@ -175,13 +175,13 @@ void AllToAll::Impl::connect() {
 }
 
 /// Every rank must come to the same answer, also where only one of them cannot reach a peer.
-void AllToAll::Impl::check_reach(std::span<std::byte* const> peers) {
+void AllToAll::Impl::check_reach(std::span<std::byte* const> peers, std::chrono::milliseconds deadline) {
   const World& world = transport.world();
   std::int32_t out_of_reach = -1;
   for (std::int32_t rank = world.size - 1; rank >= 0; --rank)
     if (live[at(rank)] != 0 && peers[at(rank)] == nullptr) out_of_reach = rank;
   std::vector<std::int32_t> all(at(world.size), -1);
-  collectives->allgather(&out_of_reach, sizeof(out_of_reach), all.data(), kSetupDeadline);
+  collectives->allgather(&out_of_reach, sizeof(out_of_reach), all.data(), deadline);
   for (std::int32_t rank = 0; rank < world.size; ++rank)
     if (live[at(rank)] != 0 && all[at(rank)] >= 0)
       throw Error(

@@ -11,6 +11,18 @@
 
 namespace shunt::cuda::detail {
 
+/// Loads kernels instead of launching them. With lazy loading (CUDA 12.2 on) the first launch of a kernel loads it, which
+/// may wait for kernels that run: for a peer's on the same GPU, which waits for the kernel that is to be loaded.
+class LoadingLauncher {
+ public:
+  template <class Kernel>
+  static void launch(const device::LaunchShape& /*shape*/, const typename Kernel::Args& /*args*/) {
+    cudaFuncAttributes attributes;
+    require(Kernel::kName, cudaFuncGetAttributes(&attributes, enter<Kernel>));
+  }
+  [[nodiscard]] static std::int32_t processors() { return 1; }
+};
+
 /// The device that was current when this was made; calls are made with it current.
 class CudaDevice {
  public:
@@ -35,6 +47,7 @@ class CudaDevice {
     // Pageable memory may still be on its way when the copy returns, and streams of the caller do not wait for it.
     require("cudaStreamSynchronize", cudaStreamSynchronize(nullptr));
   }
+  [[nodiscard]] static LoadingLauncher loader() { return {}; }
   [[nodiscard]] static CudaLauncher launcher(Stream stream) { return CudaLauncher(stream); }
 
  private:

@@ -32,18 +32,42 @@ struct DelayedNet {
 };
 static_assert(shunt::cuda::detail::PutNet<DelayedNet, shunt::emulator::Context>);
 
+/// The stream of a rank.
+class StreamLauncher {
+ public:
+  StreamLauncher(shunt::emulator::Machine& machine, std::int32_t rank, Recording* recording)
+      : machine_(&machine), rank_(rank), recording_(recording) {}
+  template <class Kernel>
+  void launch(const shunt::device::LaunchShape& shape, const typename Kernel::Args& args) {
+    const auto go = [machine = machine_, rank = rank_, shape, args] {
+      shunt::emulator::Launcher(*machine, rank).launch<Kernel>(shape, args);
+    };
+    if (recording_ != nullptr && recording_->capturing)
+      recording_->launches.emplace_back(go);
+    else
+      go();
+  }
+  [[nodiscard]] std::int32_t processors() const { return machine_->processors(); }
+
+ private:
+  shunt::emulator::Machine* machine_;
+  std::int32_t rank_;
+  Recording* recording_;
+};
+
 /// A rank's GPU on the emulator. Launches are queued; the machine runs them.
 class EmulatedDevice {
  public:
-  EmulatedDevice(shunt::emulator::Machine& machine, std::int32_t rank) : machine_(&machine), rank_(rank) {}
+  EmulatedDevice(shunt::emulator::Machine& machine, std::int32_t rank, Recording* recording)
+      : machine_(&machine), rank_(rank), recording_(recording) {}
   [[nodiscard]] shunt::cuda::detail::Status* status() { return &status_; }
   [[nodiscard]] shunt::cuda::detail::Status* status_on_device() { return &status_; }
   static void wait_idle() {}
   static void upload(void* to, const void* from, std::int64_t bytes) {
     std::memcpy(to, from, static_cast<std::size_t>(bytes));
   }
-  [[nodiscard]] shunt::emulator::Launcher launcher(shunt::cuda::Stream /*stream*/) const {
-    return shunt::emulator::Launcher(*machine_, rank_);
+  [[nodiscard]] StreamLauncher launcher(shunt::cuda::Stream /*stream*/) const {
+    return {*machine_, rank_, recording_};
   }
   static shunt::cuda::detail::LoadStoreNet connect(const shunt::SymmetricBuffer& /*memory*/,
                                                    std::span<std::byte* const> /*peers*/,
@@ -54,14 +78,15 @@ class EmulatedDevice {
  protected:
   shunt::emulator::Machine* machine_;
   std::int32_t rank_;
+  Recording* recording_;
   shunt::cuda::detail::Status status_;
 };
 
 /// The same behind a postman.
 class DistantDevice : public EmulatedDevice {
  public:
-  DistantDevice(shunt::emulator::Machine& machine, std::int32_t rank, Postman& postman)
-      : EmulatedDevice(machine, rank), postman_(&postman) {}
+  DistantDevice(shunt::emulator::Machine& machine, std::int32_t rank, Recording* recording, Postman& postman)
+      : EmulatedDevice(machine, rank, recording), postman_(&postman) {}
   DelayedNet connect(const shunt::SymmetricBuffer& memory, std::span<std::byte* const> /*peers*/,
                      const shunt::cuda::detail::Frame& frame) {
     postman_->join(rank_, memory.local, frame.at.signals_at);
@@ -75,14 +100,14 @@ class DistantDevice : public EmulatedDevice {
 }  // namespace
 
 std::unique_ptr<shunt::cuda::detail::Engine> make_engine(shunt::emulator::Machine& machine, std::int32_t rank,
-                                                         Postman* postman) {
+                                                         Postman* postman, Recording* recording) {
   using shunt::cuda::detail::LoadStoreNet;
   using shunt::cuda::detail::StepEngine;
   if (postman == nullptr)
     return std::make_unique<StepEngine<LoadStoreNet, EmulatedDevice>>(
-        std::make_unique<EmulatedDevice>(machine, rank));
+        std::make_unique<EmulatedDevice>(machine, rank, recording));
   return std::make_unique<StepEngine<DelayedNet, DistantDevice>>(
-      std::make_unique<DistantDevice>(machine, rank, *postman));
+      std::make_unique<DistantDevice>(machine, rank, recording, *postman));
 }
 
 }  // namespace gpu

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -12,6 +13,7 @@
 
 #include "emulated.h"
 #include "rank_run.h"
+#include "replay.h"
 #include "step_run.h"
 
 namespace gpu {
@@ -246,6 +248,134 @@ TEST(AllToAllGpuTest, FindsMembersOfAGroupThatBringDifferentTokens) {
     ASSERT_TRUE(finding.has_value());
     EXPECT_THAT(finding->what(), HasSubstr("the members brought different tokens"));
     EXPECT_FALSE(ranks.finding(0).has_value());
+  });
+}
+
+/// The four calls are captured once; what they launched is then run again and again with other tokens, ids and live
+/// counts at the same addresses, several replays ahead of the slowest rank.
+TEST(AllToAllGpuTest, ReplaysACapturedStepWithChangingCounts) {
+  constexpr std::int32_t kRanks = 3;
+  constexpr std::int32_t kExperts = 7;
+  const char* asked = std::getenv("SHUNT_GPU_REPLAYS");
+  const std::uint64_t replays = asked == nullptr ? 40 : std::strtoull(asked, nullptr, 10);
+  for (const bool distant : {false, true}) {
+    shunt::emulator::Machine machine({.seed = 5, .processors = 2, .step_ns = 1}, kRanks);
+    Postman postman(5, kRanks, 2);
+    std::vector<Recording> recordings(kRanks);
+    std::vector<ReplayStep> steps(kRanks);
+    std::vector<std::unique_ptr<shunt::cuda::AllToAll>> objects(kRanks);
+    const Phase set_up = {
+        .each =
+            [&](std::int32_t rank, shunt::Transport& transport) {
+              Recording& recording = recordings[Ranks::at(rank)];
+              auto& object = objects[Ranks::at(rank)];
+              object = std::make_unique<shunt::cuda::AllToAll>(
+                  transport, ReplayStep::config(kExperts), shunt::cuda::AllToAllOptions{.limit = {1}},
+                  make_engine(machine, rank, distant ? &postman : nullptr, &recording));
+              ReplayStep& step = steps[Ranks::at(rank)];
+              const auto rows = [](std::vector<float>& data) {
+                return shunt::cuda::DeviceRows{data.data(), shunt::DType::f32, ReplayStep::kHidden * 4};
+              };
+              recording.capturing = true;
+              auto sent = object->dispatch_send({rows(step.tokens), ReplayStep::kTokens, nullptr, &step.live},
+                                                {step.ids.data(), false, 0}, nullptr);
+              const auto received = object->dispatch_recv(std::move(sent), nullptr);
+              auto returned = object->combine_send(received.rows, nullptr);
+              object->combine_recv(std::move(returned), {step.weights.data(), 0}, rows(step.out), nullptr);
+              recording.capturing = false;
+            },
+        .alone = {}};
+    const Phase replay = {
+        .each = {}, .alone = [&] {
+          for (std::uint64_t number = 0; number < replays; ++number) {
+            for (std::int32_t rank = 0; rank < kRanks; ++rank) {
+              ReplayStep& step = steps[Ranks::at(rank)];
+              machine.launch(rank, "fill", {1, 32, 0}, [&step, number, rank](shunt::emulator::Context& ctx) {
+                if (ctx.thread() == 0) step.fill(number, rank, kExperts);
+              });
+              recordings[Ranks::at(rank)].replay();
+              machine.launch(rank, "check", {1, 32, 0}, [&step, number, rank](shunt::emulator::Context& ctx) {
+                if (ctx.thread() == 0) step.check(number, rank);
+              });
+            }
+            if (number % 20 == 19 || number + 1 == replays) machine.run();
+          }
+          for (auto& object : objects) object->check();
+        }};
+    const Phase tear_down = {
+        .each = [&](std::int32_t rank, shunt::Transport&) { objects[Ranks::at(rank)].reset(); },
+        .alone = {},
+        .always = true};
+    run_phases(kRanks, {set_up, replay, tear_down});
+  }
+}
+
+TEST(AllToAllGpuTest, RefusesWhatItCannotDo) {
+  const auto refusal = [](const std::function<void(shunt::AllToAllConfig&)>& change) -> std::string {
+    sweep::ObjectPlan object = small_object(1);
+    change(object.config);
+    Ranks ranks(object);
+    try {
+      with(ranks, [] {});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(refusal([](auto&) {}), "");
+  EXPECT_THAT(refusal([](auto& c) { c.presum = true; }), HasSubstr("presum is not available"));
+  EXPECT_THAT(refusal([](auto& c) { c.check_messages = true; }),
+              HasSubstr("check_messages is not available"));
+  EXPECT_THAT(refusal([](auto& c) { c.check_replicas = true; }),
+              HasSubstr("check_replicas is not available"));
+  EXPECT_THAT(refusal([](auto& c) { c.record_waits = true; }), HasSubstr("record_waits is not available"));
+  EXPECT_THAT(refusal([](auto& c) { c.movement = shunt::Movement::push; }),
+              HasSubstr("movement must be automatic"));
+  EXPECT_THAT(refusal([](auto& c) { c.path = shunt::Path::flat; }), HasSubstr("path must be automatic"));
+  EXPECT_THAT(refusal([](auto& c) { c.top_k = 9; }), HasSubstr("top_k is 9"));
+}
+
+TEST(AllToAllGpuTest, RefusesCallsThatDoNotFitBeforeAnythingIsLaunched) {
+  Ranks ranks(small_object(1));
+  with(ranks, [&] {
+    shunt::cuda::AllToAll& object = ranks.members[0]->object();
+    const auto refusal = [](const std::function<void()>& call) -> std::string {
+      try {
+        call();
+      } catch (const Error& error) {
+        return error.what();
+      }
+      return "";
+    };
+    oracle::Reference reference(sweep::make_step(ranks.plan, small_step(ranks.plan)));
+    const sweep::StepPlan step = small_step(ranks.plan);
+    StepRun run(ranks.plan, step, reference, 0);
+    const auto send =
+        [&](const std::function<void(shunt::cuda::TokenInput&, shunt::cuda::ExpertIds&)>& change) {
+          shunt::cuda::TokenInput tokens = run.tokens();
+          shunt::cuda::ExpertIds ids = run.ids();
+          change(tokens, ids);
+          return refusal([&] { static_cast<void>(object.dispatch_send(tokens, ids, nullptr)); });
+        };
+    EXPECT_THAT(send([](auto& t, auto&) { t.num_tokens = 7; }),
+                HasSubstr("7 tokens; allowed are 0 to max_tokens = 6"));
+    EXPECT_THAT(send([](auto& t, auto&) { t.tokens.data = nullptr; }), HasSubstr("tokens.data is null"));
+    EXPECT_THAT(send([](auto& t, auto&) { t.tokens.dtype = shunt::DType::f32; }),
+                HasSubstr("tokens are float32"));
+    EXPECT_THAT(send([](auto& t, auto&) { t.tokens.stride_bytes = 2; }), HasSubstr("2 bytes apart"));
+    EXPECT_THAT(send([](auto&, auto& i) { i.data = nullptr; }), HasSubstr("ids.data is null"));
+    EXPECT_THAT(send([](auto&, auto& i) { i.row_stride = 2; }),
+                HasSubstr("rows of ids are 2 apart, but 3 long"));
+    EXPECT_THAT(refusal([&] { static_cast<void>(object.combine_send({}, nullptr)); }),
+                HasSubstr("combine_send out of order; dispatch_send is next"));
+    EXPECT_EQ(object.workspace_bytes(), shunt::cuda::alltoall_workspace_bytes(ranks.plan.config, 1));
+    EXPECT_LT(object.workspace_bytes(),
+              shunt::cuda::alltoall_workspace_bytes(ranks.plan.config, 1, {}, false));
+    auto sent = object.dispatch_send(run.tokens(), run.ids(), nullptr);
+    [[maybe_unused]] const auto taken = std::move(sent);
+    EXPECT_THAT(refusal([&] { static_cast<void>(object.dispatch_recv(std::move(sent), nullptr)); }),
+                HasSubstr("the receipt is used up or belongs to another AllToAll"));
+    ranks.machine.run();
   });
 }
 

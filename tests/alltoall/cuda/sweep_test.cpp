@@ -4,7 +4,7 @@
 // order.
 //
 // Environment:
-//   SHUNT_GPU_SWEEP_CASES  number of cases, default 320
+//   SHUNT_GPU_SWEEP_CASES  number of cases, default 304
 //   SHUNT_SWEEP_CASE       run this one case only, as a failure's message says
 #include <cstdlib>
 #include <deque>
@@ -94,7 +94,7 @@ std::uint64_t number_from(const char* name, std::uint64_t otherwise) {
 /// Every fourth of the cases, from `part` on, so that a failure names a short test to run again.
 void sweep_part(std::uint64_t part) {
   const std::uint64_t single = number_from("SHUNT_SWEEP_CASE", 0);
-  const std::uint64_t cases = number_from("SHUNT_GPU_SWEEP_CASES", 320);
+  const std::uint64_t cases = number_from("SHUNT_GPU_SWEEP_CASES", 304);
   for (std::uint64_t i = part; i < cases; i += 4) {
     // Ranks of a case follow from its seed modulo 8: every part gets all numbers of ranks.
     const std::uint64_t seed = single != 0 ? single : 4'000'000 + i / 4 + part * 1'000'000;

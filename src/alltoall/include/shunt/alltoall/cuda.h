@@ -97,7 +97,7 @@ struct AllToAllOptions {
 ///            objects may be in flight, but on one GPU a rank's wait must not sit in front of what its peer waits for:
 ///            ranks that share a GPU need streams of their own.
 /// Ownership: borrows `transport`, which must outlive this, and the caller's memory until the stream has passed the call.
-/// Threads:   calls on one object must not overlap.
+/// Threads:   calls on one object must not overlap; the device of the transport is the current one of the calling thread.
 /// Errors:    what the host can see is thrown by the call: invalid_argument, invalid_state; nothing was launched then. What
 ///            kernels find they write to memory that the host sees, and check() (which every call does first) throws:
 ///            timeout, naming rank, peer and phase: the kernels that follow do nothing, the object is dead;
