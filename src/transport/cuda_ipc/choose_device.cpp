@@ -1,7 +1,8 @@
-#include <cstdlib>
-#include <string_view>
+#include <dlfcn.h>
 
 #include <chrono>
+#include <cstdlib>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -17,6 +18,17 @@ namespace {
 /// More GPUs than any node has.
 constexpr std::int32_t kMostDevices = 1024;
 constexpr auto kPatience = std::chrono::seconds(60);
+
+/// Whether this process uses CUDA already. Only then does the driver count its GPUs; asking changes nothing.
+[[nodiscard]] bool cuda_has_begun() {
+  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  if (driver == nullptr) return false;
+  auto* const count = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
+  int devices = 0;
+  const bool begun = count != nullptr && count(&devices) == 0;
+  dlclose(driver);
+  return begun;
+}
 
 }  // namespace
 
@@ -51,7 +63,9 @@ std::int32_t choose_device(const std::vector<std::int32_t>& listed, std::int32_t
                   device, local_rank, count, count - 1));
 }
 
-const std::string& cuda_unavailable_reason_from_child() {
+std::string cuda_unavailable_reason_from_child() {
+  // A child of it could not ask any more.
+  if (cuda_has_begun()) return cuda_unavailable_reason();
   static const std::string reason = ask_in_child([] { return cuda_unavailable_reason(); }, kPatience)
                                         .value_or("asking the CUDA driver crashes or takes longer than 60 s");
   return reason;

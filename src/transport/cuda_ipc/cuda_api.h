@@ -16,8 +16,8 @@ namespace shunt::cuda_ipc {
 /// Why no rank can have a GPU here; empty where it can. Asks CUDA, so not in a process that is about to fork: that one
 /// calls cuda_unavailable_reason_from_child().
 [[nodiscard]] std::string cuda_unavailable_reason();
-/// The same, asked in a forked process, once.
-[[nodiscard]] const std::string& cuda_unavailable_reason_from_child();
+/// The same, asked in a forked process, once; in this one where it uses CUDA already.
+[[nodiscard]] std::string cuda_unavailable_reason_from_child();
 
 /// GPUs that ranks take, as `text` lists them ("0,2"); null or empty: all.
 /// Errors: Errc::invalid_argument naming SHUNT_DEVICE, its value and what is allowed.
