@@ -105,7 +105,7 @@ void store_bytes(std::byte* at, const std::vector<std::byte>& content) {
            .delayed = true,
            .ranks = {3},
            .gpus = Gpus::fake},
-          {.name = "TwoFakeGpus", .transport = "shm", .ranks = {7}, .gpus = Gpus::two_fake}};
+          {.name = "TwoFakeGpusProcesses", .transport = "shm", .ranks = {7}, .gpus = Gpus::two_fake}};
 }
 #endif
 

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Runs a program with ranks of its own, then under mpirun, and wants the same lines:
-#   run_program.sh PROGRAM EXPECTED-LINE ARGUMENTS...
-# Ends with 77 where MPI or a network namespace is not to be had, once the local part has passed.
+# Runs a program with ranks of its own, then (mpi) under mpirun, and wants the same lines:
+#   run_program.sh local|mpi PROGRAM EXPECTED-LINE ARGUMENTS...
+# Ends with 77 where mpirun or a network namespace is not to be had, once the local part has passed.
 set -u
-program=$1
-expected=$2
-shift 2
+launchers=$1
+program=$2
+expected=$3
+shift 3
 fail() {
   echo "failed: $*" >&2
   exit 1
@@ -17,6 +18,8 @@ echo "$local" | grep -q -- "$expected" || fail "4 local ranks did not print '$ex
 [ $? -eq 2 ] || fail "a wrong option did not end with 2"
 "$program" --only no-such-name 2>/dev/null
 [ $? -eq 2 ] || fail "a name that nothing has did not end with 2"
+
+[ "$launchers" = mpi ] || exit 0
 
 mpi=$("$(dirname "$0")/../conformance/run_under_mpi.sh" 4 "$program" "$@")
 status=$?
