@@ -57,6 +57,7 @@ void add_plan(CLI::App& parent, Command& command) {
   add_plan_memory(*app, command);
   add_plan_env(*app, command);
   add_plan_grouping(*app, command);
+  add_plan_affinity(*app, command);
   add_plan_schedule(*app, command);
   add_plan_step(*app, command);
   add_plan_run(*app, command);

@@ -11,6 +11,7 @@ void add_format(CLI::App& app, plan::Format& format);
 
 void print_report(const plan::Report& report, plan::Format format);
 
+void add_plan_affinity(CLI::App& parent, Command& command);
 void add_plan_env(CLI::App& parent, Command& command);
 void add_plan_grouping(CLI::App& parent, Command& command);
 void add_plan_memory(CLI::App& parent, Command& command);
