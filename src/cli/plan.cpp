@@ -58,6 +58,10 @@ void add_plan(CLI::App& parent, Command& command) {
   add_plan_env(*app, command);
   add_plan_grouping(*app, command);
   add_plan_affinity(*app, command);
+  add_plan_alltoall(*app, command);
+  add_plan_breakdown(*app, command);
+  add_plan_search(*app, command);
+  add_plan_compare(*app, command);
   add_plan_schedule(*app, command);
   add_plan_step(*app, command);
   add_plan_run(*app, command);

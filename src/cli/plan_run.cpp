@@ -185,10 +185,21 @@ void add_plan_run(CLI::App& parent, Command& command) {
 }
 
 void add_plan_list_targets(CLI::App& parent, Command& command) {
+  const auto format = std::make_shared<plan::Format>(plan::Format::text);
   CLI::App* app = parent.add_subcommand("list-targets", "Names that shunt plan run takes");
-  app->callback([&command] {
-    command = [] {
-      for (const Target& target : plan::lab::targets()) fmt::print("moe_parallelism:{}\n", target.name);
+  add_format(*app, *format);
+  app->callback([&command, format] {
+    command = [format] {
+      plan::Table targets{"targets", {{"target", "target"}}, {}};
+      for (const Target& target : plan::lab::targets())
+        targets.rows.push_back({fmt::format("moe_parallelism:{}", target.name)});
+      if (*format == plan::Format::text) {
+        for (const auto& row : targets.rows) fmt::print("{}\n", std::get<std::string>(row[0]));
+        return 0;
+      }
+      plan::Report report("plan_targets");
+      report.tables.push_back(targets);
+      print_report(report, *format);
       return 0;
     };
   });

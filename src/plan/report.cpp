@@ -175,7 +175,7 @@ std::string render(const Report& report, Format format) {
   std::string out;
   for (const std::string& line : report.summary) out += line + "\n" + (markdown ? "\n" : "");
   for (const Table& table : report.tables) {
-    if (table.rows.empty()) continue;
+    if (table.rows.empty() || visible(table).columns.empty()) continue;
     if (!markdown || out.empty()) out += out.empty() ? "" : "\n";
     render_table(table, markdown, out);
     if (markdown) out += "\n";

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -293,7 +294,7 @@ Report report_residence(const Machine& machine, std::span<const Routing> tokens,
     before = score_residence(machine, tokens, linear, o);
   }
   std::string best;
-  double least = 0;
+  std::pair<double, double> least;
   const auto rounded = [](double value) { return std::round(value * 1e4) / 1e4; };
   for (const std::string& strategy : o.strategies.empty() ? residence_strategies() : o.strategies) {
     Placement placement;
@@ -320,10 +321,11 @@ Report report_residence(const Machine& machine, std::span<const Routing> tokens,
                           std::round(score.spine_bytes), ratio, rounded(score.load_max_over_mean),
                           rounded(score.busiest_us), moved, bytes, score.local_rows, where,
                           placement.offsets});
-    // What ends last counts: the busiest link, or the busiest rank's experts in proportion to it.
-    if (best.empty() || score.busiest_us < least) {
+    // What ends last counts; of equals, fewer bytes on the network.
+    const std::pair<double, double> cost = {score.busiest_us, score.network_bytes};
+    if (best.empty() || cost < least) {
       best = strategy;
-      least = score.busiest_us;
+      least = cost;
     }
   }
   if (best.empty()) refuse(fmt::format("no strategy fits: {}", report.notes.front()));
@@ -333,8 +335,8 @@ Report report_residence(const Machine& machine, std::span<const Routing> tokens,
   report.summary.push_back(
       fmt::format("{} experts on {} ranks in {} scale-up domains of {}, {} tokens with top-{}", experts,
                   o.shape.ranks, domains, machine.node.name, count, tokens[0].top_k));
-  report.summary.push_back(
-      fmt::format("{}: its busiest link works {:.1f} us for one layer's dispatch and combine", best, least));
+  report.summary.push_back(fmt::format(
+      "{}: its busiest link works {:.1f} us for one layer's dispatch and combine", best, least.first));
   report.tables.push_back(table);
   report.tables.push_back(pairs_table(tokens, loads));
   if (report.tables.back().rows.empty())

@@ -1,5 +1,6 @@
 // The commands `shunt plan ...` as programs call them: JSON on stdout, exit status 2 with one sentence on stderr.
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,62 @@ TEST(PlanTest, GroupingAndEnvAnswer) {
                 .at("best"),
             "latency_balanced");
   EXPECT_EQ(json_of({"plan", "env", "--fabric", "nvl72"}).at("gpus"), 72);
+}
+
+TEST(PlanTest, AffinityKnowsPathsAndPlacements) {
+  const nlohmann::json path =
+      json_of({"plan", "affinity", "--node", "dgx-h100", "--hosts", "2", "--from", "0", "--to", "9"});
+  EXPECT_EQ(path.at("by"), "nvlink + rail");
+  EXPECT_EQ(path.at("hops"), 6);
+  const nlohmann::json matrix =
+      json_of({"plan", "affinity", "--node", "gb200-nvl72", "--hosts", "36", "--ranks", "80"});
+  EXPECT_EQ(matrix.at("matrix").at(0).at("79"), 6);
+  const nlohmann::json placed = json_of({"plan", "affinity", "--node", "dgx-h100", "--hosts", "2", "--model",
+                                         "v2-lite", "--tokens", "32", "--routing", "powerlaw:0.8"});
+  EXPECT_EQ(placed.at("strategies").size(), 6U);
+  EXPECT_EQ(placed.at("strategies").back().at("experts_of_places").size(), 64U);
+}
+
+TEST(PlanTest, AlltoallBreakdownSearchAndCompareAnswer) {
+  EXPECT_EQ(json_of({"plan", "alltoall", "--model", "r1", "--ep", "16"}).at("domains"), 2);
+  const Words plan = {"plan", "breakdown", "--model", "mixtral-8x7b",   "--hosts", "8", "--pp", "4", "--dp",
+                      "16",   "--ep",      "8",       "--microbatches", "16"};
+  const nlohmann::json breakdown = json_of(plan);
+  EXPECT_EQ(breakdown.at("gpus"), 64);
+  EXPECT_EQ(breakdown.at("ranks").size(), 64U);
+  const nlohmann::json search = json_of({"plan", "search", "--phase", "decode", "--model", "v2-lite",
+                                         "--hosts", "1", "--batches", "8,32", "--tiers"});
+  EXPECT_GT(search.at("feasible"), 0);
+  EXPECT_FALSE(search.at("front").empty());
+  // A file and options of the same plan: every ratio is 1.
+  const std::filesystem::path file = std::filesystem::temp_directory_path() / "shunt-plan-test-a.json";
+  Words to_json = plan;
+  to_json.insert(to_json.end(), {"--format", "json"});
+  std::ofstream(file) << run_shunt(to_json).out;
+  const nlohmann::json compare =
+      json_of({"plan", "compare", "--model", "mixtral-8x7b", "--hosts", "8", "--microbatches", "16", "--a",
+               file.string(), "--b", "--pp 4 --dp 16 --ep 8"});
+  std::filesystem::remove(file);
+  ASSERT_FALSE(compare.at("metrics").empty());
+  for (const nlohmann::json& row : compare.at("metrics")) EXPECT_EQ(row.at("better"), "same") << row;
+}
+
+TEST(PlanTest, NewCommandsRefuseWithOneSentence) {
+  expect_usage_error({"plan", "breakdown", "--model", "mixtral-8x7b", "--hosts", "8", "--dp", "32"},
+                     "shunt: tp 1 * cp 1 * dp 32 * pp 1 = 32 GPUs, but 8 hosts dgx-h100 have 64\n");
+  expect_usage_error({"plan", "breakdown", "--model", "r1", "--dp", "8", "--sequences", "4"},
+                     "shunt: --sequences is for decode, this is --phase training\n");
+  expect_usage_error(
+      {"plan", "breakdown", "--model", "r1", "--phase", "decod"},
+      "shunt: --phase \"decod\": did you mean \"decode\"? Allowed are training, prefill, decode\n");
+  expect_usage_error({"plan", "compare", "--model", "r1", "--a", "--tp 1 --pq 2", "--b", "--tp 1"},
+                     "shunt: --a \"--tp 1 --pq 2\": --pq is not an option of --a; did you mean --pp?\n");
+  expect_usage_error(
+      {"plan", "alltoall", "--model", "r1", "--ep", "8", "--dispatch-payload", "fp9"},
+      run_shunt({"plan", "alltoall", "--model", "r1", "--ep", "8", "--combine-payload", "fp9"}).err);
+  const Ended node = run_shunt({"plan", "affinity", "--node", "dgx-h10"});
+  EXPECT_EQ(node.status, 2);
+  EXPECT_NE(node.err.find("did you mean \"dgx-h100\"?"), std::string::npos) << node.err;
 }
 
 TEST(PlanTest, RefusesWithOneSentence) {

@@ -144,7 +144,7 @@ TEST(ResidenceTest, AffinityFindsClusters) {
 }
 
 TEST(ResidenceTest, AffinityKeepsLoadsEvenAndPlacesEveryExpertOnce) {
-  const Router router(parse_routing("powerlaw:1.2"), {64, 16, 64, 4}, 5);
+  const Router router(parse_routing("powerlaw:0.3"), {64, 16, 64, 4}, 5);
   std::vector<Routing> tokens;
   for (std::int32_t rank = 0; rank < 16; ++rank) tokens.push_back(router.route(rank));
   const Placement placement = place_by_affinity(tokens, 16, 2, 1.1);
