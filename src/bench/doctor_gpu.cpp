@@ -252,7 +252,7 @@ std::vector<Record> gpu_records(const std::string& root, const DriverAnswer& ans
         .set("compute_capability", fmt::format("{}.{}", gpu.capability / 10, gpu.capability % 10))
         .set("exports_memory", gpu.exports_memory)
         .set("dma_buf", gpu.dma_buf)
-        .set("peers", fmt::format("{}", fmt::join(gpu.peers, " ")));
+        .set("peers", fmt::format("{}", fmt::join(gpu.peers, ", ")));
     records.push_back(std::move(record));
   }
   return records;
@@ -282,7 +282,7 @@ std::string format_gpus(const std::vector<Record>& records) {
       text += fmt::format(
           "  {:<14} {}, {}, compute capability {}; reaches {}{}\n", "GPU " + text_of(record, "ordinal"), name,
           format_bytes(std::get<std::int64_t>(*bytes)), text_of(record, "compute_capability"),
-          peers.empty() ? "no other GPU's memory" : "the memory of GPUs " + peers,
+          peers.empty() ? "no other GPU's memory" : "the memory of GPU " + peers,
           flag_of(record, "exports_memory") ? "" : "; its memory cannot be shared between processes");
     }
   }

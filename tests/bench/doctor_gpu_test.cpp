@@ -129,7 +129,7 @@ TEST(DoctorGpuTest, FindsWhatIsThere) {
   EXPECT_EQ(line_of(text, "IBGDA"), "  IBGDA          found: mlx5_0 mlx5_1");
   EXPECT_EQ(line_of(text, "EFA"), "  EFA            found: rdmap0");
   EXPECT_EQ(line_of(text, "GPU 0"),
-            "  GPU 0          NVIDIA H200, 140.40 GiB, compute capability 9.0; reaches the memory of GPUs 1");
+            "  GPU 0          NVIDIA H200, 140 GiB, compute capability 9.0; reaches the memory of GPU 1");
 }
 
 TEST(DoctorGpuTest, TakesDmaBufForPeermemAndGdrcopyForTheMapping) {
