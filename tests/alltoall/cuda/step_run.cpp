@@ -62,8 +62,7 @@ ReceivedOnHost on_host(const shunt::AllToAllConfig& config, std::int32_t num_ran
 
 StepRun::StepRun(const sweep::ObjectPlan& object, const sweep::StepPlan& step, oracle::Reference& reference,
                  std::int32_t rank)
-    : object_(&object),
-      step_(&step),
+    : step_(&step),
       config_(&object.config),
       reference_(&reference),
       rank_(rank),

@@ -72,7 +72,6 @@ class StepRun {
   [[nodiscard]] const oracle::GroupInput& input() const;
   void fill_ids(const std::vector<std::int64_t>& ids);
 
-  const sweep::ObjectPlan* object_;
   const sweep::StepPlan* step_;
   const shunt::AllToAllConfig* config_;
   oracle::Reference* reference_;

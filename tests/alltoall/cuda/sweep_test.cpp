@@ -91,6 +91,16 @@ std::uint64_t number_from(const char* name, std::uint64_t otherwise) {
   return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
+/// Most cases of many ranks in a short form: threads cost the emulator their start.
+sweep::SweepCase case_here(std::uint64_t seed) {
+  sweep::SweepCase what = make_gpu_case(seed);
+  if (what.num_ranks <= 4 || seed % 3 == 0) return what;
+  what.objects.erase(what.objects.begin() + 1, what.objects.end());
+  auto& steps = what.objects[0].steps;
+  if (steps.size() > 2) steps.erase(steps.begin() + 2, steps.end());
+  return what;
+}
+
 /// Every fourth of the cases, from `part` on, so that a failure names a short test to run again.
 void sweep_part(std::uint64_t part) {
   const std::uint64_t single = number_from("SHUNT_SWEEP_CASE", 0);
@@ -99,9 +109,9 @@ void sweep_part(std::uint64_t part) {
     // Ranks of a case follow from its seed modulo 8: every part gets all numbers of ranks.
     const std::uint64_t seed = single != 0 ? single : 4'000'000 + i / 4 + part * 1'000'000;
     try {
-      run_case(make_gpu_case(seed));
+      run_case(case_here(seed));
     } catch (const std::exception& error) {
-      FAIL() << "case " << seed << " (" << sweep::describe(make_gpu_case(seed).objects[0])
+      FAIL() << "case " << seed << " (" << sweep::describe(case_here(seed).objects[0])
              << "): " << error.what() << "; rerun with SHUNT_SWEEP_CASE=" << seed;
     }
     if (single != 0) return;
