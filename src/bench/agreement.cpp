@@ -146,6 +146,8 @@ std::vector<OptionHash> hash_options(const AllToAllBenchOptions& options, const 
           {"--dp-size", text(options.dp_size)},
           {"--in-dtype", text(dtype_name(options.in_dtype))},
           {"--out-dtype", text(dtype_name(options.out_dtype))},
+          {"--device, --cold, --graph, --launch or --max-blocks",
+           text(options.device, options.cold, options.graph, options.gate, options.max_blocks)},
           {"--transport", text(options.transport)},
           {"--provider", text(options.provider)},
           {"--layout", text(static_cast<int>(options.layout))},

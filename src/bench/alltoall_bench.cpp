@@ -17,6 +17,7 @@
 
 #include "archive.h"
 #include "channel.h"
+#include "gpu/choose.h"
 #include "harness.h"
 #include "job.h"
 #include "probe.h"
@@ -104,6 +105,7 @@ struct PointRunner {
     harness.max_seconds = seconds;
     harness.start = start;
     harness.inner_phases = options.inner_phases;
+    harness.on_device = options.own_clocks;
     harness.thresholds = thresholds;
     if (output.progress)
       harness.progress = [&](double share) {
@@ -155,7 +157,14 @@ Record make_context(const std::vector<std::string>& command, const AllToAllBench
       .set("max_seconds", options.max_seconds)
       .set("layout", options.layout == RowLayout::packed ? "packed" : "padded")
       .set("alignment", options.alignment)
-      .set("max_recv_rows", options.max_recv_rows);
+      .set("max_recv_rows", options.max_recv_rows)
+      .set("device", options.device);
+  if (options.own_clocks)
+    context.set("cold", options.cold)
+        .set("graph", options.graph)
+        .set("gate", options.gate)
+        .set("max_blocks", std::int64_t{options.max_blocks})
+        .set("rank_mode", options.mode == RankMode::threads ? "threads" : "processes");
   return context;
 }
 
@@ -247,6 +256,9 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
   const BenchOutput told = job.leads() ? output : BenchOutput{};
   AllToAllBenchReport report;
   report.leads = job.leads();
+  report.note = choose_device(options);
+  report.device = options.device;
+  if (!report.note.empty() && told.text) told.text("# " + report.note + "\n");
   Prepared ready;
   Refusal refusal;
   refuse_together(job, refusal, [&] { prepare(ready, options, job); });
@@ -273,6 +285,11 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
   if (files != nullptr)
     files->begin(tsv_header(names), make_context(command, options, thresholds).to_json() + "\n");
 
+  NewFile pplx{.path = options.pplx_tsv};
+  if (!pplx.path.empty() && job.leads()) {
+    pplx.make();
+    pplx.append(pplx_tsv_header());
+  }
   const auto start = Clock::now();
   for (std::size_t i = 0; i < points.size(); ++i) {
     // What earlier points left of the time is shared by the later ones.
@@ -295,6 +312,7 @@ AllToAllBenchReport run_alltoall_bench(AllToAllBenchOptions options, const std::
       for (const Record& record : result_records(point)) lines += record.to_json() + "\n";
       files->add_point(tsv_rows(point, names), lines);
     }
+    if (pplx.descriptor >= 0) pplx.append(pplx_tsv_row(point));
     if (options.on_point && job.leads()) options.on_point(point);
     if (told.text) told.text(format_point(point));
   }

@@ -46,6 +46,8 @@ std::vector<Entry> ranking(const PointResult& result, const std::string& placeme
 }
 
 double floor_us(const PointResult& result, const std::string& placement) {
+  if (const MethodResult* device_copy = result.best("memcpy", placement); device_copy != nullptr)
+    return device_copy->find(placement, "total")->us.median;
   const MethodResult* copy = result.best("xcopy", placement);
   const MethodResult* reduce = result.best("reduce", placement);
   if (copy == nullptr || reduce == nullptr) return 0;
@@ -165,8 +167,8 @@ std::string conclude(const std::vector<const PointResult*>& results) {
     text += fmt::format("the fastest method that delivers rows is {}", winners(row_wins, coverage));
     text += lead(ahead, undecided, next_best);
     if (!above_floor.empty())
-      text += fmt::format("; its dispatch and combine together take {} times the floor (xcopy + reduce)",
-                          range(above_floor));
+      text += fmt::format("; its dispatch and combine together take {} times the floor ({})",
+                          range(above_floor), placements.front() == "device" ? "memcpy" : "xcopy + reduce");
     text += ".";
   }
   if (!view_ahead.empty()) {

@@ -123,8 +123,8 @@ class PointRun {
         collectives_(
             transport.make_collectives(kMaxBlockIterations * static_cast<std::int64_t>(sizeof(RankStamps)),
                                        Clock::now() + settings.deadline)),
-        probe_(transport, settings.deadline),
-        memory_(transport, workload, plan_.shared, settings.deadline),
+        probe_(transport.host(), settings.deadline),
+        memory_(transport.host(), workload, plan_.shared, settings.deadline),
         verifier_(workload, transport.world().rank),
         log_(plan_.specs.size(), terms.thresholds, terms.unprobed),
         inner_log_(plan_.specs.size(), terms.thresholds, terms.unprobed),
@@ -164,6 +164,8 @@ class PointRun {
   [[nodiscard]] double elapsed(std::int64_t now) const {
     return static_cast<double>(now - terms_.begin_ns) / 1e9;
   }
+
+  double probe() { return options_.on_device ? -1.0 : probe_.measure(); }
 
   void meet() { collectives_->barrier(settings_.deadline); }
 
@@ -359,7 +361,7 @@ class PointRun {
     RankStamps unused;
     meet();
     BlockNote note;
-    note.before_ns = probe_.measure();
+    note.before_ns = probe();
     method.begin_block();
     for (std::int64_t n = 0; n < warmup; ++n) iterate(method, spec, unused, nullptr);
     stamps_.resize(static_cast<std::size_t>(iterations));
@@ -369,7 +371,7 @@ class PointRun {
     note.wall_ns = note.now_ns - start;
     method.end_block();
     meet();
-    note.after_ns = probe_.measure();
+    note.after_ns = probe();
     note.failure = note_failure(method);
     const std::vector<BlockNote> notes = gather(note);
     last_now_ns_ = notes[0].now_ns;
@@ -474,7 +476,11 @@ PointResult measure_point(Transport& transport, const Workload* workload,
       .hopeless_bytes_per_second = kHopelessBytesPerSecond};
   MethodSettings here = settings;
   here.node_of = separate_nodes(transport);
-  const PointTerms terms = agree_on_point(transport, workload, specs, here, options.rounds, wishes);
+  PointTerms terms = agree_on_point(transport, workload, specs, here, options.rounds, wishes);
+  if (options.on_device) {
+    terms.clock = StampClock::per_rank;
+    terms.unprobed = "device";
+  }
   return PointRun(transport, *workload, terms, here, options).run();
 }
 

@@ -19,6 +19,8 @@ struct HarnessOptions {
   double max_seconds = 10;  ///< Of this point, from `start`
   Clock::time_point start = Clock::now();
   bool inner_phases = true;
+  /// Methods measure by the clocks of GPUs: stamps of ranks are not compared, and no round trip between cores is probed.
+  bool on_device = false;
   PlacementThresholds thresholds;
   Refusal refusal;                       ///< Why this process cannot measure the point, though others may
   std::function<void(double)> progress;  ///< Share done; called on rank 0 only

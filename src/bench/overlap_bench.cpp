@@ -10,6 +10,9 @@
 #include <shunt/core/error.h>
 #include <shunt/core/record.h>
 
+#include "gpu/choose.h"
+#include "gpu/cublaslt_gemm.h"
+#include "gpu/method.h"
 #include "overlap_methods.h"
 #include "result_files.h"
 
@@ -49,9 +52,20 @@ Record make_context(const std::vector<std::string>& command, const OverlapBenchO
   return context;
 }
 
-/// Sets what computes products, and throws where nothing does.
+/// Sets the device and what computes products there, and throws where nothing does.
 void choose_library(OverlapBenchOptions& options, OverlapBenchReport& report) {
-  report.device = "cpu";
+  options.points.device = options.device;
+  report.note = choose_device(options.points);
+  report.device = options.points.device;
+  if (report.device == "cuda") {
+    const std::string missing = cublaslt_unavailable();
+    if (!missing.empty())
+      throw Error(Errc::unavailable,
+                  fmt::format("bench overlap on a GPU needs cuBLASLt for matrix products: {}", missing));
+    if (!options.make_gemm) options.make_gemm = make_cublaslt_gemm;
+    report.library = "cuBLASLt";
+    return;
+  }
   if (options.make_gemm) {
     report.library = "test";
     return;
@@ -65,14 +79,24 @@ void choose_library(OverlapBenchOptions& options, OverlapBenchReport& report) {
 }
 
 OverlapPlan make_plan(const OverlapBenchOptions& options) {
-  return {.rows = options.gemm_rows,
-          .columns = options.gemm_columns,
-          .depth = options.gemm_depth,
-          .dtype = options.gemm_dtype,
-          .make_step = [](const MethodContext& context) { return make_shunt_method(context, {}); },
-          .step_bytes = [](const Workload& workload,
-                           const MethodSettings& settings) { return shunt_bytes(workload, settings, {}); },
-          .make_gemm = options.make_gemm};
+  OverlapPlan plan{
+      .rows = options.gemm_rows,
+      .columns = options.gemm_columns,
+      .depth = options.gemm_depth,
+      .dtype = options.gemm_dtype,
+      .make_step = [](const MethodContext& context) { return make_shunt_method(context, {}); },
+      .step_bytes = [](const Workload& workload,
+                       const MethodSettings& settings) { return shunt_bytes(workload, settings, {}); },
+      .make_gemm = options.make_gemm};
+  if (!options.points.own_clocks) return plan;
+  const GpuTerms terms = gpu_terms(options.points);
+  const auto ranks = std::make_shared<GpuRanks>(cuda_runtime(terms));
+  plan.make_step = [ranks, terms](const MethodContext& context) {
+    return make_gpu_shunt_method(context, *ranks, terms, {}, false);
+  };
+  // Device memory is the GPU's to refuse.
+  plan.step_bytes = [](const Workload&, const MethodSettings&) { return std::int64_t{0}; };
+  return plan;
 }
 
 /// Closes the file, and removes it where no point came to stand in it.
@@ -114,6 +138,8 @@ OverlapBenchReport run_overlap_bench(OverlapBenchOptions options, const std::vec
     }
     if (output.text) output.text(format_overlap_point(point));
   };
+  if (!report.note.empty() && output.text) output.text("# " + report.note + "\n");
+  points.device = "cpu";  // Settled above, with a registry of our own
   if (!file.path.empty() && access(file.path.c_str(), F_OK) == 0)
     throw Error(
         Errc::io,

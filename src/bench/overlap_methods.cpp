@@ -1,6 +1,7 @@
 #include "overlap_methods.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -193,7 +194,7 @@ class OverlapMethod final : public Method {
 
 std::int64_t next_columns(std::int64_t columns, double took_ns, double wanted_ns, std::int64_t most) {
   const double scaled = static_cast<double>(columns) * std::min(wanted_ns / std::max(took_ns, 1.0), 16.0);
-  const auto rounded = static_cast<std::int64_t>(std::max(scaled, 0.0) / 16 + 0.5) * 16;
+  const auto rounded = std::int64_t{std::lround(std::max(scaled, 0.0) / 16)} * 16;
   return std::clamp<std::int64_t>(rounded, 16, std::max<std::int64_t>(most, 16));
 }
 

@@ -8,6 +8,8 @@
 
 #include <shunt/pack/cuda.h>
 
+#include "gpu/touch.h"
+
 namespace shunt::bench {
 
 /// Where the calls of pack run and are timed: one core, or one GPU. Memory is the device's own, lives as long as the object,
@@ -31,6 +33,8 @@ class PackDevice {
   virtual void scatter(const cuda::Scatter& scatter) = 0;
   virtual void combine(const cuda::Combine& combine) = 0;
   virtual void copy(void* to, const void* from, std::int64_t bytes) = 0;
+  virtual void fill(void* to, int value, std::int64_t bytes) = 0;
+  virtual void touch(const GpuTouch& touch) = 0;
 
   /// Microseconds of each of `iterations` runs of `work`, after `warmup` untimed ones. cold: caches hold nothing of it.
   [[nodiscard]] virtual std::vector<double> time_us(const std::function<void()>& work, std::int64_t warmup,
@@ -38,7 +42,9 @@ class PackDevice {
 };
 
 [[nodiscard]] std::unique_ptr<PackDevice> make_cpu_pack_device();
+/// `stream`: that of the caller, which outlives the device; null: one of its own.
 /// Errors: Errc::unavailable with the reason.
-[[nodiscard]] std::unique_ptr<PackDevice> make_cuda_pack_device(cuda::LaunchLimit limit);
+[[nodiscard]] std::unique_ptr<PackDevice> make_cuda_pack_device(cuda::LaunchLimit limit,
+                                                                cuda::Stream stream = nullptr);
 
 }  // namespace shunt::bench

@@ -18,6 +18,10 @@ namespace {
 
 constexpr std::align_val_t kAlignment{256};
 
+std::int64_t live(std::int64_t most, const std::int32_t* now) {
+  return now == nullptr ? most : std::clamp<std::int64_t>(*now, 0, most);
+}
+
 std::byte* row_of(const cuda::DeviceRows& rows, std::int64_t row) {
   return static_cast<std::byte*>(rows.data) + row * rows.stride_bytes;
 }
@@ -28,7 +32,7 @@ std::int64_t scale_row_bytes(const cuda::Scales& scales, std::int64_t hidden) {
 }
 
 /// One core with the fastest kernels it has. The calls are those of <shunt/pack/cuda.h> as far as the benchmark needs them:
-/// int32 ids, packed rows, dense scales, every token live.
+/// int32 ids, dense scales.
 class CpuPackDevice final : public PackDevice {
  public:
   [[nodiscard]] std::string description() const override {
@@ -50,7 +54,8 @@ class CpuPackDevice final : public PackDevice {
 
   void make_plan(const cuda::PlanInput& input, const cuda::Plan& plan, void* /*workspace*/) override {
     const auto* ids = static_cast<const std::int32_t*>(input.selections.ids);
-    const std::int64_t selections = input.selections.num_tokens * input.selections.top_k;
+    const std::int64_t selections =
+        live(input.selections.num_tokens, input.selections.live_tokens) * input.selections.top_k;
     std::fill_n(plan.counts, input.num_experts, 0);
     std::fill_n(plan.selections, input.max_rows, -1);
     for (std::int64_t i = 0; i < selections; ++i)
@@ -58,7 +63,7 @@ class CpuPackDevice final : public PackDevice {
     std::int32_t next = 0;
     for (std::int32_t e = 0; e < input.num_experts; ++e) {
       plan.starts[e] = next;
-      next += plan.counts[e];
+      next += input.rows_per_expert > 0 ? static_cast<std::int32_t>(input.rows_per_expert) : plan.counts[e];
     }
     plan.starts[input.num_experts] = next;
     next_.assign(plan.starts, plan.starts + input.num_experts);
@@ -74,9 +79,12 @@ class CpuPackDevice final : public PackDevice {
     const Quantisation how{g.to.dtype, g.scales.type, g.scales.block};
     const std::int64_t row_bytes = g.hidden * dtype_bytes(g.to.dtype);
     const std::int64_t scales = scale_row_bytes(g.scales, g.hidden);
-    for (std::int64_t t = 0; t < g.num_tokens; ++t) {
+    for (std::int64_t t = 0; t < live(g.num_tokens, g.live_tokens); ++t) {
       const std::byte* from = row_of(g.from, t);
-      const std::byte* from_scales = nullptr;
+      const std::byte* from_scales = g.from_scales.type == ScaleType::none
+                                         ? nullptr
+                                         : static_cast<const std::byte*>(g.from_scales.data) +
+                                               t * scale_row_bytes(g.from_scales, g.hidden);
       for (std::int32_t k = 0; k < g.top_k; ++k) {
         const std::int64_t row = g.positions[t * g.top_k + k];
         if (row < 0) continue;
@@ -97,7 +105,7 @@ class CpuPackDevice final : public PackDevice {
   void scatter(const cuda::Scatter& s) override {
     const std::int64_t row_bytes = s.hidden * dtype_bytes(s.from.dtype);
     const std::int64_t scales = scale_row_bytes(s.from_scales, s.hidden);
-    for (std::int64_t i = 0; i < s.num_rows; ++i) {
+    for (std::int64_t i = 0; i < live(s.num_rows, s.live_rows); ++i) {
       const std::int64_t to = s.destinations[i];
       if (to < 0) continue;
       kernels_.copy(row_of(s.to, to), row_of(s.from, i), row_bytes);
@@ -128,6 +136,10 @@ class CpuPackDevice final : public PackDevice {
   void copy(void* to, const void* from, std::int64_t bytes) override {
     kernels_.copy_streaming(to, from, bytes);
   }
+  void fill(void* to, int value, std::int64_t bytes) override {
+    std::memset(to, value, static_cast<std::size_t>(bytes));
+  }
+  void touch(const GpuTouch& touch) override { touch_on_cpu(touch); }
 
   [[nodiscard]] std::vector<double> time_us(const std::function<void()>& work, std::int64_t warmup,
                                             std::int64_t iterations, bool cold) override {

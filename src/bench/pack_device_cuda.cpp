@@ -21,10 +21,11 @@ void require(const char* what, cudaError_t error) {
 /// The current device and a stream of its own.
 class CudaPackDevice final : public PackDevice {
  public:
-  explicit CudaPackDevice(cuda::LaunchLimit limit) : limit_(limit) {
+  CudaPackDevice(cuda::LaunchLimit limit, cuda::Stream stream)
+      : limit_(limit), stream_(stream), own_(stream == nullptr) {
     const std::string reason = cuda::unavailable_reason();
     if (!reason.empty()) throw Error(Errc::unavailable, "CUDA kernels cannot run: " + reason);
-    require("cudaStreamCreate", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    if (own_) require("cudaStreamCreate", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   ~CudaPackDevice() override {
     cudaStreamSynchronize(stream_);
@@ -33,7 +34,7 @@ class CudaPackDevice final : public PackDevice {
       cudaEventDestroy(begin);
       cudaEventDestroy(end);
     }
-    cudaStreamDestroy(stream_);
+    if (own_) cudaStreamDestroy(stream_);
   }
 
   [[nodiscard]] std::string description() const override {
@@ -84,6 +85,10 @@ class CudaPackDevice final : public PackDevice {
     require("cudaMemcpy",
             cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, stream_));
   }
+  void fill(void* to, int value, std::int64_t bytes) override {
+    require("cudaMemset", cudaMemsetAsync(to, value, static_cast<std::size_t>(bytes), stream_));
+  }
+  void touch(const GpuTouch& touch) override { touch_on_stream(touch, stream_); }
 
   [[nodiscard]] std::vector<double> time_us(const std::function<void()>& work, std::int64_t warmup,
                                             std::int64_t iterations, bool cold) override {
@@ -119,6 +124,7 @@ class CudaPackDevice final : public PackDevice {
 
   cuda::LaunchLimit limit_;
   cudaStream_t stream_ = nullptr;
+  bool own_ = true;
   std::vector<void*> memory_;
   std::vector<std::pair<cudaEvent_t, cudaEvent_t>> events_;
   void* other_ = nullptr;
@@ -126,8 +132,8 @@ class CudaPackDevice final : public PackDevice {
 
 }  // namespace
 
-std::unique_ptr<PackDevice> make_cuda_pack_device(cuda::LaunchLimit limit) {
-  return std::make_unique<CudaPackDevice>(limit);
+std::unique_ptr<PackDevice> make_cuda_pack_device(cuda::LaunchLimit limit, cuda::Stream stream) {
+  return std::make_unique<CudaPackDevice>(limit, stream);
 }
 
 }  // namespace shunt::bench

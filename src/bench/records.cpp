@@ -107,6 +107,7 @@ std::vector<Record> result_records(const PointResult& result) {
           .set("min_us", phase.us.min)
           .set("max_us", phase.us.max)
           .set("mean_us", phase.us.mean)
+          .set("std_us", phase.us.stddev)
           .set("cv", phase.us.coefficient_of_variation)
           .set("samples", phase.us.count)
           .set("bytes", bytes)

@@ -5,7 +5,7 @@
 namespace shunt::bench {
 namespace {
 
-constexpr const char* kPlacements[] = {"near", "same_l3", "far", "network", "single"};
+constexpr const char* kPlacements[] = {"near", "same_l3", "far", "network", "single", "device"};
 
 /// The phase that ranks a method: its total, or the one part a floor has.
 const PhaseResult* ranking_phase(const MethodResult& method, std::string_view placement) {

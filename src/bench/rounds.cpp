@@ -46,7 +46,7 @@ void RoundLog::add(std::size_t method, double before_ns, double after_ns,
 }
 
 bool RoundLog::complete(const std::vector<std::size_t>& methods, std::int64_t required) const {
-  for (const char* placement : {"single", "network", "near", "same_l3", "far"})
+  for (const char* placement : {"single", "device", "network", "near", "same_l3", "far"})
     if (std::all_of(methods.begin(), methods.end(), [&](std::size_t method) {
           const auto found = methods_[method].find(placement);
           return found != methods_[method].end() && found->second.rounds >= required;

@@ -8,6 +8,7 @@
 namespace shunt::bench {
 namespace {
 
+constexpr const char* kOnDevice = "device";
 constexpr const char* kAllPlacements[] = {"near", "same_l3", "far"};
 
 std::string cell(const PhaseResult* phase) {
@@ -34,10 +35,10 @@ double median_of(const PointResult& result, const char* method, const std::strin
   return part == nullptr ? 0 : part->us.median;
 }
 
-/// floor + empty, 0 where the floor did not run.
+/// floor + empty, 0 where the floor did not run. On GPUs one copy is the floor of both.
 double floor_us(const PointResult& result, const char* method, const std::string& placement,
                 const char* phase) {
-  const double floor = median_of(result, method, placement, phase);
+  const double floor = median_of(result, placement == kOnDevice ? "memcpy" : method, placement, phase);
   return floor <= 0 ? 0 : floor + median_of(result, "empty", placement, phase);
 }
 
@@ -58,6 +59,15 @@ std::string row(const PointResult& result, const MethodResult& method, const std
                      floor ? "-" : ratio(dispatch, floor_us(result, "xcopy", placement, "dispatch")),
                      floor ? "-" : ratio(combine, floor_us(result, "reduce", placement, "combine")),
                      fmt::format("{:.0f}", method.cold_us[3]), any == nullptr ? 0 : any->rounds);
+}
+
+/// Means and standard deviations, as benchmarks of GPUs give them.
+std::string deviation_line(const MethodResult& method, const std::string& placement) {
+  std::string text = fmt::format("  {:<22}", method.name);
+  for (const char* name : {"dispatch", "touch", "combine", "total"})
+    if (const PhaseResult* phase = method.find(placement, name); phase != nullptr)
+      text += fmt::format("  {} {:.2f} ± {:.2f}", name, phase->us.mean, phase->us.stddev);
+  return text + "\n";
 }
 
 /// What crossed between nodes, where the method counts it.
@@ -106,15 +116,23 @@ std::string format_point(const PointResult& result) {
     text += fmt::format(
         "  median us of the slowest rank{}; p99 of the total; GB/s = (dispatch {} + combine {} bytes) / "
         "(dispatch + combine);\n"
-        "  disp/fl = dispatch / (xcopy + empty), comb/fl = combine / (reduce + empty); first = total of the "
+        "  disp/fl = dispatch / ({} + empty), comb/fl = combine / ({} + empty); first = total of the "
         "cold first call\n",
         result.clock == "common" ? ""
+        : placement == kOnDevice ? " (by CUDA events: the longest of the ranks' times)"
                                  : " (machines with clocks of their own: the longest of the ranks' times)",
-        result.dispatch_bytes, result.combine_bytes);
+        result.dispatch_bytes, result.combine_bytes, placement == kOnDevice ? "memcpy" : "xcopy",
+        placement == kOnDevice ? "memcpy" : "reduce");
+    if (placement == kOnDevice) {
+      text += "  mean ± standard deviation, us\n";
+      for (const auto* kind : {&rows, &floors})
+        for (const MethodResult* method : *kind) text += deviation_line(*method, placement);
+    }
   }
   std::vector<std::string> unseen;
   for (const char* other : kAllPlacements) {
-    if (other == placement || placement == "single" || placement == "network") continue;
+    if (other == placement || placement == "single" || placement == "network" || placement == kOnDevice)
+      continue;
     std::int64_t rounds = 0;
     for (const MethodResult& method : result.methods)
       if (const PhaseResult* phase = method.find(other, "total"); phase != nullptr)

@@ -27,7 +27,7 @@ struct Typed {
 
 int run(const Typed& typed, const std::vector<std::string>& arguments) {
   if (typed.list) {
-    fmt::print("{}", bench::format_methods(typed.options.registry));
+    fmt::print("{}", bench::format_methods(bench::device_methods(typed.options.device)));
     return 0;
   }
   bench::BenchOutput output;
@@ -61,6 +61,11 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
   add_text(*app, "--tokens", "Tokens per rank (default 1,4,8,16,32,64,128; up to 8192)", "N,...",
            [&o](const std::string&, const std::string& text) { o.tokens = bench::parse_token_counts(text); });
   add_whole(*app, "--dp-size", "Consecutive ranks that hold the same tokens (default 1)", o.dp_size, 1, 1024);
+  add_text(*app, "--device",
+           "Where tokens lie and methods run (default cpu); auto: cuda where it can run. Where it cannot, "
+           "the CPU is "
+           "measured, and a line says why",
+           "cpu|cuda|auto", [&o](const std::string&, const std::string& text) { o.device = text; });
   const std::string dtypes = "bfloat16|float16|float8_e4m3fn|float8_e5m2|float32";
   add_text(*app, "--in-dtype", "Of tokens (default bfloat16); fp8 has a scale per 128 elements", dtypes,
            [&o](const std::string&, const std::string& text) { o.in_dtype = parse_dtype(text); });
@@ -112,6 +117,21 @@ void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& argume
   app->add_option("--tsv", o.tsv,
                   "Table file (default data/<time>_unified_moe_separated.tsv); never overwritten");
   app->add_option("--jsonl", o.jsonl, "Record file (default: beside the table)");
+  app->add_flag("--cold", o.cold, "cuda: fill the L2 cache with other data before each phase");
+  app->add_flag("--graph", o.graph, "cuda: replay phases that need no host from a CUDA graph");
+  add_text(*app, "--launch",
+           "cuda: gated: phases that need no host are queued behind a gate that opens when every rank has "
+           "queued its "
+           "own, so that launches do not count (default); direct: they do",
+           "gated|direct", [&o](const std::string& option, const std::string& text) {
+             if (text != "gated" && text != "direct")
+               throw Error(Errc::invalid_argument,
+                           fmt::format("{}: \"{}\" is not allowed; allowed: gated, direct", option, text));
+             o.gate = text == "gated";
+           });
+  add_whole(*app, "--max-blocks", "cuda: blocks of a launch (default: as many as fill the device)",
+            o.max_blocks, 0, 1 << 20);
+  app->add_option("--pplx-tsv", o.pplx_tsv, "Also the table of pplx-kernels' benchmark; never overwritten");
   app->add_flag("--inner-phases,!--no-inner-phases", o.inner_phases,
                 "Also time the parts of dispatch and combine (default)");
   app->add_flag("--quiet", typed->quiet, "No progress bar");

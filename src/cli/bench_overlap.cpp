@@ -118,6 +118,11 @@ void add_bench_overlap(CLI::App& parent, const std::vector<std::string>& argumen
            });
   add_whole(*app, "--deadline", "Milliseconds a rank waits for another (default 30000)", points.deadline_ms,
             1, 86'400'000);
+  app->add_flag("--cold", points.cold, "cuda: fill the L2 cache with other data before each half");
+  app->add_flag("--graph", points.graph, "cuda: replay each half from a CUDA graph");
+  add_whole(*app, "--max-blocks",
+            "cuda: blocks of a launch of dispatch and combine (default: as many as fill it)",
+            points.max_blocks, 0, 1 << 20);
   app->add_option("--jsonl", o.jsonl, "Record file; never overwritten");
   app->add_flag("--quiet", typed->quiet, "No progress bar");
   add_rank_mode(*app, points.mode);

@@ -65,6 +65,8 @@ MethodSpec xcopy_method(const char* variant, CopyWay way) {
   return spec;
 }
 
+constexpr const char* kOnGpus = "this build has no such method for the CPU; --device cuda has one";
+
 MethodSpec absent(const char* name, const char* summary, const char* reason) {
   MethodSpec spec{.name = name, .summary = summary};
   spec.unavailable = reason;
@@ -122,6 +124,14 @@ const char* inner_name(Inner inner) noexcept {
       return "combine_exchange";
     case Inner::reduce:
       return "reduce";
+    case Inner::dispatch_send:
+      return "dispatch_send";
+    case Inner::dispatch_recv:
+      return "dispatch_recv";
+    case Inner::combine_send:
+      return "combine_send";
+    case Inner::combine_recv:
+      return "combine_recv";
   }
   return "?";
 }
@@ -171,16 +181,13 @@ std::vector<MethodSpec> alltoall_methods() {
   for (MethodSpec& spec : mpi_methods()) all.push_back(std::move(spec));
   all.push_back(torch_method());
   add_gloo_methods(all);
-  all.push_back(absent("cpu/nccl", "CPU pack, NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
-  all.push_back(
-      absent("cpu/nvshmem", "CPU pack, NVSHMEM put", "this build has no NVSHMEM: it needs CUDA and a GPU"));
-  all.push_back(absent("cuda/nccl", "CUDA pack, NCCL", "this build has no CUDA"));
-  all.push_back(absent("cuda/nvshmem", "CUDA pack, NVSHMEM put", "this build has no CUDA"));
-  all.push_back(
-      absent("dense/nccl", "padded all-to-all by NCCL", "this build has no NCCL: it needs CUDA and a GPU"));
-  all.push_back(absent("dense/nvshmem", "padded all-to-all by NVSHMEM",
-                       "this build has no NVSHMEM: it needs CUDA and a GPU"));
-  all.push_back(absent("memcpy", "floor: device copy of the same bytes", "this build has no CUDA"));
+  all.push_back(absent("cpu/nccl", "CPU pack, NCCL", kOnGpus));
+  all.push_back(absent("cpu/nvshmem", "CPU pack, NVSHMEM put", kOnGpus));
+  all.push_back(absent("cuda/nccl", "CUDA pack, NCCL", kOnGpus));
+  all.push_back(absent("cuda/nvshmem", "CUDA pack, NVSHMEM put", kOnGpus));
+  all.push_back(absent("dense/nccl", "padded all-to-all by NCCL", kOnGpus));
+  all.push_back(absent("dense/nvshmem", "padded all-to-all by NVSHMEM", kOnGpus));
+  all.push_back(absent("memcpy", "floor: device copy of the same bytes", kOnGpus));
   return all;
 }
 

@@ -10,33 +10,10 @@
 #include <shunt/core/error.h>
 #include <shunt/pack/kernels.h>
 
+#include "receipt.h"
+
 namespace shunt::bench {
 namespace {
-
-AllToAllConfig make_config(const Workload& workload, const MethodSettings& settings, const ShuntWay& way) {
-  const Point& point = workload.point();
-  AllToAllConfig config;
-  config.max_tokens = point.tokens;
-  config.num_experts = point.num_experts;
-  config.top_k = point.top_k;
-  config.hidden = point.hidden;
-  config.token_dtype = point.in_dtype;
-  config.payload = point.in_dtype;
-  config.scale = workload.num_scales() > 0 ? ScaleType::f32 : ScaleType::none;
-  config.scale_block = kScaleBlock;
-  config.expert_dtype = point.out_dtype;
-  config.out_dtype = point.out_dtype;
-  config.dp_size = point.dp_size;
-  config.layout = settings.layout;
-  config.alignment = settings.alignment;
-  config.delivery = way.delivery;
-  config.max_recv_rows = settings.max_recv_rows;
-  config.path = way.path;
-  config.presum = way.presum;
-  config.record_waits = settings.record_inner;
-  config.deadline = settings.deadline;
-  return config;
-}
 
 class ShuntMethod final : public SplitMethod {
  public:
@@ -69,7 +46,7 @@ class ShuntMethod final : public SplitMethod {
         input, View2<const std::int32_t>(routing_.ids.data(), tokens_, point.top_k));
   }
 
-  void dispatch_recv() override { received_ = all_to_all_.dispatch_recv(std::move(dispatch_sent_.value())); }
+  void dispatch_recv() override { received_ = all_to_all_.dispatch_recv(take_receipt(dispatch_sent_)); }
 
   void touch() override {
     const Point& point = workload_.point();
@@ -99,7 +76,7 @@ class ShuntMethod final : public SplitMethod {
 
   void combine_recv() override {
     const Point& point = workload_.point();
-    all_to_all_.combine_recv(std::move(combine_sent_.value()),
+    all_to_all_.combine_recv(take_receipt(combine_sent_),
                              View2<const float>(routing_.weights.data(), tokens_, point.top_k),
                              MutableRows(combined_.data(), tokens_, point.hidden, point.out_dtype));
     if (all_to_all_.config().record_waits) record_inner();
@@ -192,15 +169,42 @@ bool refused(const Workload& workload, const ShuntWay& way) {
 
 }  // namespace
 
+AllToAllConfig alltoall_config(const Workload& workload, const MethodSettings& settings,
+                               const ShuntWay& way) {
+  const Point& point = workload.point();
+  AllToAllConfig config;
+  config.max_tokens = point.tokens;
+  config.num_experts = point.num_experts;
+  config.top_k = point.top_k;
+  config.hidden = point.hidden;
+  config.token_dtype = point.in_dtype;
+  config.payload = point.in_dtype;
+  config.scale = workload.num_scales() > 0 ? ScaleType::f32 : ScaleType::none;
+  config.scale_block = kScaleBlock;
+  config.expert_dtype = point.out_dtype;
+  config.out_dtype = point.out_dtype;
+  config.dp_size = point.dp_size;
+  config.layout = settings.layout;
+  config.alignment = settings.alignment;
+  config.delivery = way.delivery;
+  config.max_recv_rows = settings.max_recv_rows;
+  config.path = way.path;
+  config.presum = way.presum;
+  config.record_waits = settings.record_inner;
+  config.deadline = settings.deadline;
+  return config;
+}
+
 std::unique_ptr<SplitMethod> make_shunt_method(const MethodContext& context, const ShuntWay& way) {
   if (refused(context.workload, way))
     throw Error(Errc::unavailable,
                 fmt::format("partial sums are for --dp-size 1, not {}", context.workload.point().dp_size));
-  return std::make_unique<ShuntMethod>(context, make_config(context.workload, context.settings, way), false);
+  return std::make_unique<ShuntMethod>(context, alltoall_config(context.workload, context.settings, way),
+                                       false);
 }
 
 std::unique_ptr<Method> make_empty_method(const MethodContext& context) {
-  AllToAllConfig config = make_config(context.workload, context.settings, {});
+  AllToAllConfig config = alltoall_config(context.workload, context.settings, {});
   config.max_tokens = 0;
   config.max_recv_rows = -1;
   return std::make_unique<ShuntMethod>(context, config, true);
@@ -208,7 +212,7 @@ std::unique_ptr<Method> make_empty_method(const MethodContext& context) {
 
 std::int64_t shunt_bytes(const Workload& workload, const MethodSettings& settings, const ShuntWay& way) {
   if (refused(workload, way)) return 0;
-  return workspace_size(make_config(workload, settings, way), workload.point().ranks, settings.node_of)
+  return workspace_size(alltoall_config(workload, settings, way), workload.point().ranks, settings.node_of)
       .total();
 }
 

@@ -47,6 +47,10 @@ class SplitMethod : public Method {
   }
 };
 
+/// How the methods set the library up for a point.
+[[nodiscard]] AllToAllConfig alltoall_config(const Workload& workload, const MethodSettings& settings,
+                                             const ShuntWay& way);
+
 /// The library itself. Tokens lie in its token buffer, put there before anything is timed.
 /// Errors: Errc::unavailable for partial sums with replicas.
 [[nodiscard]] std::unique_ptr<SplitMethod> make_shunt_method(const MethodContext& context,

@@ -30,6 +30,8 @@ class RankFailure : public Error {
 
 struct AllToAllBenchReport {
   std::vector<PointResult> points;
+  std::string device = "cpu";        ///< cpu or cuda: where it ran
+  std::string note;                  ///< Why it is not the device asked for; empty where it is
   std::string tsv_path, jsonl_path;  ///< Empty where no file was written
   bool failed = false;               ///< Some method delivered wrong data
   bool leads = true;  ///< Whether this process speaks for the job; others have written and said nothing

@@ -27,8 +27,12 @@ enum class Inner : std::uint8_t {
   combine_pack,      ///< Expert results into send buffers
   combine_exchange,  ///< Results between ranks, or waiting for them
   reduce,            ///< Weighted sums
+  dispatch_send,     ///< On GPUs: the kernels of each half
+  dispatch_recv,
+  combine_send,
+  combine_recv,
 };
-inline constexpr std::size_t kNumInner = 9;
+inline constexpr std::size_t kNumInner = 13;
 [[nodiscard]] const char* inner_name(Inner inner) noexcept;
 
 /// Nanoseconds of each inner phase in one iteration; -1 where the method has none such.

@@ -47,6 +47,14 @@ struct AllToAllBenchOptions {
   std::string jsonl;  ///< Empty: the TSV's name with .jsonl
   bool write_files = true;
   std::vector<MethodSpec> registry = alltoall_methods();
+  std::string device = "cpu";  ///< Where tokens lie: cpu, cuda, or auto: cuda where it can run
+  bool cold = false;           ///< cuda: the L2 cache holds other data at the begin of each phase
+  bool graph = false;          ///< cuda: phases without the host in them are replayed from a CUDA graph
+  bool gate =
+      true;  ///< cuda: such phases are queued behind a gate that opens when all ranks have queued theirs
+  std::int32_t max_blocks = 0;  ///< cuda: blocks of a launch; 0: as many as fill the device
+  std::string pplx_tsv;         ///< Empty: not written
+  bool own_clocks = false;      ///< The registry's methods bring times of devices; set for cuda
   /// Told of every point as soon as it is measured, in the process that leads.
   std::function<void(const PointResult&)> on_point{};
   /// For tests: each rank measures over what this makes of its transport.
@@ -72,6 +80,10 @@ struct AllToAllBenchOptions {
 ///         or build lacks.
 [[nodiscard]] std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump* dump,
                                                std::int32_t job_ranks);
+
+/// Every method of a device, with the reasons where it cannot run; "auto": of the one that would be taken.
+/// Errors: Errc::invalid_argument for a name that is none.
+[[nodiscard]] std::vector<MethodSpec> device_methods(const std::string& device);
 
 /// The methods asked for, floors included; those that this machine cannot run, or that open sockets and were not
 /// asked for, with the reason.

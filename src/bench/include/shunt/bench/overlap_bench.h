@@ -48,6 +48,7 @@ struct Hidden {
 struct OverlapBenchReport {
   std::vector<PointResult> points;  ///< The methods are kOverlapWays
   std::string device;               ///< cpu or cuda: where it ran
+  std::string note;                 ///< Why it is not the device asked for; empty where it is
   std::string library;              ///< That computed the products
   bool leads = true;
   int status = 0;  ///< As AllToAllBenchReport

@@ -25,6 +25,10 @@ namespace shunt::bench {
 [[nodiscard]] std::string tsv_header(std::span<const std::string> methods);
 [[nodiscard]] std::string tsv_rows(const PointResult& result, std::span<const std::string> methods);
 
+/// The table of pplx-kernels' bench_all_to_all, with standard deviations behind: its first two lines, and a point's.
+[[nodiscard]] std::string pplx_tsv_header();
+[[nodiscard]] std::string pplx_tsv_row(const PointResult& result);
+
 /// One record per method, phase, point and class, as docs/formats.md "Benchmark results" says.
 [[nodiscard]] std::vector<Record> result_records(const PointResult& result);
 

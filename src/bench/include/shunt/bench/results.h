@@ -75,7 +75,7 @@ struct PointResult {
   [[nodiscard]] const MethodResult* best(std::string_view name, std::string_view placement) const;
   /// Class in which most methods have the required rounds, then with most rounds; "" where nothing was kept.
   [[nodiscard]] std::string main_placement() const;
-  /// Classes seen, in the order near, same_l3, far, network, single.
+  /// Classes seen, in the order near, same_l3, far, network, single, device.
   [[nodiscard]] std::vector<std::string> placements() const;
 };
 

@@ -1,0 +1,132 @@
+#include "nccl_exchange.h"
+
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <nccl.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
+#include <shunt/transport/collectives.h>
+
+#include "cuda_check.h"
+
+namespace shunt::bench {
+namespace {
+
+/// The library is looked for when a method asks for it, so that the command starts without it.
+struct Nccl {
+  decltype(&ncclGetUniqueId) get_unique_id = nullptr;
+  decltype(&ncclCommInitRank) comm_init_rank = nullptr;
+  decltype(&ncclCommDestroy) comm_destroy = nullptr;
+  decltype(&ncclGroupStart) group_start = nullptr;
+  decltype(&ncclGroupEnd) group_end = nullptr;
+  decltype(&ncclSend) send = nullptr;
+  decltype(&ncclRecv) recv = nullptr;
+  decltype(&ncclGetErrorString) error_string = nullptr;
+  std::string missing;
+
+  Nccl() {
+    void* const library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      const char* const why = dlerror();
+      missing = fmt::format("libnccl.so.2 cannot be loaded: {}", why == nullptr ? "unknown" : why);
+      return;
+    }
+    const auto find = [&](const char* name, auto& function) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+      if (function == nullptr && missing.empty()) missing = fmt::format("libnccl.so.2 has no {}", name);
+    };
+    find("ncclGetUniqueId", get_unique_id);
+    find("ncclCommInitRank", comm_init_rank);
+    find("ncclCommDestroy", comm_destroy);
+    find("ncclGroupStart", group_start);
+    find("ncclGroupEnd", group_end);
+    find("ncclSend", send);
+    find("ncclRecv", recv);
+    find("ncclGetErrorString", error_string);
+  }
+};
+
+const Nccl& nccl() {
+  static const Nccl library;
+  return library;
+}
+
+void require(const char* what, ncclResult_t result) {
+  if (result != ncclSuccess)
+    throw Error(Errc::internal, fmt::format("{}: {}", what, nccl().error_string(result)));
+}
+
+/// What ranks tell each other before NCCL is asked: it refuses to serve two ranks on one GPU.
+struct Note {
+  ncclUniqueId id{};
+  char device[64] = {};  ///< Address on the PCI bus, and the machine
+};
+
+class NcclExchange final : public GpuExchange {
+ public:
+  NcclExchange(const MethodContext& context, const ncclUniqueId& id)
+      : ranks_(context.transport.world().size) {
+    require("ncclCommInitRank", nccl().comm_init_rank(&comm_, ranks_, id, context.transport.world().rank));
+  }
+  ~NcclExchange() override { nccl().comm_destroy(comm_); }
+  NcclExchange(const NcclExchange&) = delete;
+  NcclExchange& operator=(const NcclExchange&) = delete;
+
+  void exchange(std::span<const SendPiece> sends, std::span<const ReceivePiece> receives,
+                GpuStream& stream) override {
+    require("ncclGroupStart", nccl().group_start());
+    for (const SendPiece& piece : sends)
+      if (piece.bytes > 0)
+        require("ncclSend", nccl().send(piece.data, static_cast<std::size_t>(piece.bytes), ncclInt8,
+                                        piece.peer, comm_, stream.handle()));
+    for (const ReceivePiece& piece : receives)
+      if (piece.bytes > 0)
+        require("ncclRecv", nccl().recv(piece.data, static_cast<std::size_t>(piece.bytes), ncclInt8,
+                                        piece.peer, comm_, stream.handle()));
+    require("ncclGroupEnd", nccl().group_end());
+  }
+
+ private:
+  int ranks_;
+  ncclComm_t comm_ = nullptr;
+};
+
+}  // namespace
+
+std::string nccl_unavailable() {
+  return nccl().missing;
+}
+
+std::unique_ptr<GpuExchange> make_nccl_exchange(const MethodContext& context) {
+  const World& world = context.transport.world();
+  // Its bootstrap otherwise listens on an address that others reach.
+  if (world.num_nodes() == 1) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+  const std::chrono::milliseconds deadline = context.settings.deadline;
+  const std::unique_ptr<Collectives> ranks =
+      context.transport.make_collectives(sizeof(Note), Clock::now() + deadline);
+  Note mine;
+  if (world.rank == 0) require("ncclGetUniqueId", nccl().get_unique_id(&mine.id));
+  int device = 0;
+  char bus[20] = {};
+  cuda_require("cudaGetDevice", cudaGetDevice(&device));
+  cuda_require("cudaDeviceGetPCIBusId", cudaDeviceGetPCIBusId(bus, sizeof bus, device));
+  fmt::format_to_n(mine.device, sizeof mine.device - 1, "{} of node {}", bus, world.node);
+  std::vector<Note> all(static_cast<std::size_t>(world.size));
+  ranks->allgather(&mine, sizeof mine, all.data(), deadline);
+  for (std::size_t b = 0; b < all.size(); ++b)
+    for (std::size_t a = 0; a < b; ++a)
+      if (std::strcmp(all[a].device, all[b].device) == 0)
+        throw Error(
+            Errc::unavailable,
+            fmt::format("NCCL refuses several ranks on one GPU, and ranks {} and {} share the one at {}", a,
+                        b, all[a].device));
+  return std::make_unique<NcclExchange>(context, all[0].id);
+}
+
+}  // namespace shunt::bench

@@ -1,0 +1,94 @@
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+
+#include "../methods/torch_peer.h"
+#include "method.h"
+
+namespace shunt::bench {
+namespace {
+
+std::string torch_on_gpu_unavailable() {
+  const char* const device = std::getenv("SHUNT_TORCH_DEVICE");
+  if (device == nullptr || std::string_view(device) != "cuda")
+    return "SHUNT_TORCH_DEVICE=cuda makes its processes use the GPU; without it they would compute on the "
+           "CPU";
+  return torch_unavailable();
+}
+
+MethodSpec absent(const char* name, const char* summary, const char* reason) {
+  MethodSpec spec{.name = name, .summary = summary};
+  spec.unavailable = reason;
+  return spec;
+}
+
+}  // namespace
+
+std::vector<MethodSpec> gpu_methods(const GpuRuntime& runtime, const GpuTerms& terms) {
+  const auto ranks = std::make_shared<GpuRanks>(runtime);
+  std::vector<MethodSpec> all;
+  const auto add = [&](MethodSpec spec) {
+    if (spec.unavailable.empty()) spec.unavailable = runtime.unavailable;
+    all.push_back(std::move(spec));
+  };
+  const auto shunt = [&](const char* name, const char* summary, const ShuntWay& way, bool empty) {
+    MethodSpec spec{.name = name, .summary = summary};
+    spec.kind = empty                            ? MethodKind::floor
+                : way.delivery == Delivery::view ? MethodKind::view
+                                                 : MethodKind::rows;
+    spec.unsuited = [](const Transport& transport) -> std::string {
+      return transport.capabilities().device_memory
+                 ? ""
+                 : "the ranks' transport has no device memory; --transport cuda_ipc has";
+    };
+    spec.make = [ranks, terms, way, empty](const MethodContext& context) {
+      return make_gpu_shunt_method(context, *ranks, terms, way, empty);
+    };
+    add(std::move(spec));
+  };
+  const auto packed = [&](const char* name, const char* summary, const PackedWay& way) {
+    MethodSpec spec{.name = name, .summary = summary};
+    spec.unavailable = runtime.exchange_unavailable;
+    spec.opens_sockets = true;
+    spec.make = [ranks, terms, way](const MethodContext& context) {
+      return make_gpu_packed_method(context, *ranks, terms, way);
+    };
+    if (way.padded)
+      spec.moved_bytes = [](const Workload& workload) {
+        const Point& point = workload.point();
+        return std::int64_t{point.ranks} * point.num_experts * point.tokens *
+               (workload.row_bytes() + workload.scale_bytes() + workload.out_row_bytes());
+      };
+    add(std::move(spec));
+  };
+  shunt("shunt", "this library, rows delivered expert by expert", {}, false);
+  shunt("shunt/view", "this library, pointers to the rows where they landed", {.delivery = Delivery::view},
+        false);
+  MethodSpec copy{.name = "memcpy",
+                  .summary = "floor: device copies of as many bytes as arrive and come back"};
+  copy.kind = MethodKind::floor;
+  copy.touch_counts = false;
+  copy.make = [ranks, terms](const MethodContext& context) {
+    return make_gpu_copy_method(context, *ranks, terms);
+  };
+  add(std::move(copy));
+  shunt("empty", "floor: the step of shunt with zero tokens", {}, true);
+  packed("cuda/nccl", "our pack kernels, counts and exact bytes by ncclSend and ncclRecv", {});
+  packed("cpu/nccl", "the same, packed by the CPU, with copies from and to the GPU",
+         {.padded = false, .on_cpu = true});
+  packed("dense/nccl", "every (rank, expert) block padded to the worst case, by NCCL",
+         {.padded = true, .on_cpu = false});
+  MethodSpec torch{.name = "torch",
+                   .summary = "PyTorch in a process of each rank, all_to_all_single by NCCL"};
+  torch.look = torch_on_gpu_unavailable;
+  torch.opens_sockets = true;
+  torch.own_bytes = torch_bytes;
+  torch.shared_sizes = torch_sizes;
+  torch.make = make_torch_method;
+  add(std::move(torch));
+  for (const char* name : {"cpu/nvshmem", "cuda/nvshmem", "dense/nvshmem"})
+    add(absent(name, "the same by NVSHMEM", "this build has no NVSHMEM methods"));
+  return all;
+}
+
+}  // namespace shunt::bench
