@@ -2,9 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -86,7 +86,7 @@ void exchange(HeapTransport& transport, std::int64_t bytes) {
   };
   const std::vector<std::byte> mine = fill(rank, false);
   const std::vector<std::byte> shared = fill(rank, true);
-  if (bytes > 0) std::memcpy(buffer.local + at(2 * size), shared.data(), shared.size());
+  std::copy(shared.begin(), shared.end(), buffer.local + at(2 * size));
   for (std::int32_t peer = 0; peer < size; ++peer) {
     transport.put_signal(buffer, peer, at(rank), mine.data(), bytes, rank * kSignalStride, 5);
     transport.put(buffer, peer, at(size + rank), buffer.local + at(2 * size), bytes);
@@ -96,13 +96,12 @@ void exchange(HeapTransport& transport, std::int64_t bytes) {
   for (std::int32_t peer = 0; peer < size; ++peer) {
     const WaitSite site{.phase = "test", .peer = peer};
     require(transport.wait_signal(buffer, peer * kSignalStride, 5, soon(), site) == 5, "first signal");
-    require(
-        std::memcmp(buffer.local + at(peer), fill(peer, false).data(), static_cast<std::size_t>(bytes)) == 0,
-        "bytes from host memory");
+    const std::vector<std::byte> direct = fill(peer, false);
+    require(std::equal(direct.begin(), direct.end(), buffer.local + at(peer)), "bytes from host memory");
     require(transport.wait_signal(buffer, (size + peer) * kSignalStride, 6, soon(), site) == 7,
             "second signal");
-    require(std::memcmp(buffer.local + at(size + peer), fill(peer, true).data(),
-                        static_cast<std::size_t>(bytes)) == 0,
+    const std::vector<std::byte> staged = fill(peer, true);
+    require(std::equal(staged.begin(), staged.end(), buffer.local + at(size + peer)),
             "bytes from symmetric memory");
     require(transport.poll_signal(buffer, peer * kSignalStride) == 5, "poll");
   }
