@@ -2,6 +2,10 @@
 #include "heap/plugin.h"
 #include "nvshmem/nvshmem_heap.h"
 
+namespace shunt::cuda::detail {
+void* make_nvshmem_engine(heap::SymmetricHeap& heap, const World& world);
+}  // namespace shunt::cuda::detail
+
 namespace {
 
 shunt::heap::SymmetricHeap* open(const shunt::heap::HeapOptions& options) {
@@ -18,6 +22,6 @@ extern "C" __attribute__((visibility("default"))) const shunt::heap::PluginTable
                                               .preflight = shunt::nvshmem::preflight,
                                               .unique_id = shunt::nvshmem::unique_id,
                                               .open = open,
-                                              .make_engine = nullptr};
+                                              .make_engine = shunt::cuda::detail::make_nvshmem_engine};
   return &table;
 }

@@ -18,12 +18,17 @@ std::unique_ptr<Engine> make_engine(Transport& transport) {
         fmt::format("AllToAll on GPUs cannot run: the memory of transport {} is the host's; it needs a "
                     "transport with device memory",
                     transport.name()));
-  if (!can.load_store)
+  if (!can.load_store) {
+    // The library that the memory is of brings kernels that put.
+    if (void* engine = transport.make_kernel_engine(); engine != nullptr)
+      return std::unique_ptr<Engine>(static_cast<Engine*>(engine));
     throw Error(
         Errc::unavailable,
-        fmt::format("AllToAll on GPUs cannot run: transport {} does not reach the memory of every peer, "
-                    "and this build has no net that puts from kernels",
-                    transport.name()));
+        fmt::format(
+            "AllToAll on GPUs cannot run: transport {} does not reach the memory of every peer and has "
+            "no net that puts from kernels; nvshmem and nccl have",
+            transport.name()));
+  }
   return make_load_store_engine();
 }
 
