@@ -1,5 +1,5 @@
 # Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO, SHUNT_ONEDNN, SHUNT_CUDA, SHUNT_NCCL and
-# SHUNT_NVSHMEM are AUTO (with it where it is found), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in
+# SHUNT_NVSHMEM are AUTO (with it where it is found; CUDA where there is also a GPU), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in
 # one line what became of each.
 foreach(backend MPI OFI GLOO ONEDNN CUDA NCCL NVSHMEM)
   set(SHUNT_${backend} AUTO CACHE STRING "Build with ${backend}: AUTO, ON or OFF")
@@ -63,7 +63,16 @@ else()
   message(STATUS "shunt: without ONEDNN, as SHUNT_ONEDNN=${SHUNT_ONEDNN} asks")
 endif()
 
-if(SHUNT_CUDA)
+# The kernels take minutes to compile, so a machine without a GPU builds them only where asked to.
+set(gpu_devices)
+foreach(device /dev/nvidiactl /dev/nvidia0 /dev/dxg /dev/nvhost-gpu)
+  if(EXISTS ${device})
+    list(APPEND gpu_devices ${device})
+  endif()
+endforeach()
+if(SHUNT_CUDA STREQUAL "AUTO" AND NOT gpu_devices)
+  message(STATUS "shunt: without CUDA, since this machine has no NVIDIA GPU (SHUNT_CUDA=ON builds for others)")
+elseif(SHUNT_CUDA)
   include(ShuntCuda)
   shunt_backend(CUDA "${SHUNT_CUDA_FOUND}" "${CMAKE_CUDA_COMPILER_VERSION} for ${SHUNT_CUDA_ARCHITECTURES}" "${SHUNT_CUDA_HINT}")
 else()
