@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -66,6 +67,8 @@ struct AllToAll::Impl {
   template <Half half>
   void use(Sent<half>& sent, const AllToAll* owner, const char* call) const;
   void check();
+  /// What kernels have written there as an error, or nothing.
+  [[nodiscard]] std::optional<Error> error_in(detail::Finding& finding) const;
   [[noreturn]] void recover(const Error& loss);
   Agreement agree(const Error& loss);
   [[nodiscard]] DeviceRows rows_at(std::int64_t offset, DType dtype, std::int64_t stride) const {
@@ -217,33 +220,38 @@ void AllToAll::Impl::use(Sent<half>& sent, const AllToAll* owner, const char* ca
                             transport.world().rank, call));
 }
 
+std::optional<Error> AllToAll::Impl::error_in(detail::Finding& finding) const {
+  const std::atomic_ref<std::uint32_t> trouble(finding.trouble);
+  if (trouble.load(std::memory_order_acquire) == 0) return std::nullopt;
+  detail::Finding copy = finding;
+  copy.epoch += static_cast<std::uint64_t>(base);
+  return detail::error_of(config, transport.world().rank, copy);
+}
+
 void AllToAll::Impl::check() {
   detail::Status& status = *engine->status();
-  const std::atomic_ref<std::uint32_t> trouble(status.trouble);
-  const auto found = static_cast<detail::Trouble>(trouble.load(std::memory_order_acquire));
-  const std::int32_t rank = transport.world().rank;
-  if (found == detail::Trouble::none) {
-    if (membership != nullptr && stage != Stage::dead && membership->requested())
-      recover(Error(Errc::peer_lost,
-                    fmt::format("rank {}: another rank has lost one and asks who is left", rank)));
-    return;
+  const std::optional<Error> void_step = error_in(status.void_step);
+  if (const std::optional<Error> fatal = error_in(status.fatal); fatal.has_value()) {
+    // Nothing follows on this memory, so a void step that nobody has asked about is told of here.
+    const Error error =
+        !void_step.has_value()
+            ? *fatal
+            : Error(fatal->code(),
+                    fmt::format("{}; and not asked about before: {}", fatal->what(), void_step->what()),
+                    fatal->peer());
+    const bool lost = static_cast<detail::Trouble>(status.fatal.trouble) != detail::Trouble::other_replicas;
+    if (lost && membership != nullptr && stage != Stage::dead) recover(error);
+    stage = Stage::dead;
+    throw error;
   }
-  detail::Status copy = status;
-  copy.epoch += static_cast<std::uint64_t>(base);
-  const Error error = detail::error_of(config, rank, copy);
-  switch (found) {
-    case detail::Trouble::timeout:
-    case detail::Trouble::accused:
-      if (membership != nullptr && stage != Stage::dead) recover(error);
-      stage = Stage::dead;
-      break;
-    case detail::Trouble::other_replicas:
-      stage = Stage::dead;
-      break;
-    default:
-      trouble.store(0, std::memory_order_release);  // kernels may report the next one
+  if (void_step.has_value()) {
+    // Kernels may report the next one.
+    std::atomic_ref(status.void_step.trouble).store(0, std::memory_order_release);
+    throw *void_step;
   }
-  throw error;
+  if (membership != nullptr && stage != Stage::dead && membership->requested())
+    recover(Error(Errc::peer_lost, fmt::format("rank {}: another rank has lost one and asks who is left",
+                                               transport.world().rank)));
 }
 
 Agreement AllToAll::Impl::agree(const Error& loss) {

@@ -32,24 +32,23 @@ SHUNT_DEVICE bool is_last_block(Context& ctx, State& state, std::int32_t offset)
   return last.load(0) != 0;
 }
 
-/// Writes what was found for the host, unless it has not looked at the last finding yet. One thread.
+/// Writes what was found for the host to `to`, unless it has not looked at what is there yet. One thread.
 template <class Context>
-SHUNT_DEVICE void report(Context& ctx, const Frame& frame, Trouble trouble, std::int32_t peer, std::int64_t a,
-                         std::int64_t b, bool in_combine) {
-  Status& status = *frame.status;
-  if (ctx.load_relaxed(device::Scope::system, &status.trouble) != 0) return;
-  status.peer = peer;
-  status.epoch = frame.state().epoch;
-  status.a = a;
-  status.b = b;
-  status.in_combine = in_combine ? 1 : 0;
-  ctx.store_release(device::Scope::system, &status.trouble, static_cast<std::uint32_t>(trouble));
+SHUNT_DEVICE void report(Context& ctx, const Frame& frame, Finding& to, Trouble trouble, std::int32_t peer,
+                         std::int64_t a, std::int64_t b, bool in_combine) {
+  if (ctx.load_relaxed(device::Scope::system, &to.trouble) != 0) return;
+  to.peer = peer;
+  to.epoch = frame.state().epoch;
+  to.a = a;
+  to.b = b;
+  to.in_combine = in_combine ? 1 : 0;
+  ctx.store_release(device::Scope::system, &to.trouble, static_cast<std::uint32_t>(trouble));
 }
 
 /// Numbers that no peer has.
 inline constexpr std::int32_t kNobody = 0x7fffffff;
 
-/// Tells every live peer whom this rank waited for. All threads of the block.
+/// Tells every live peer on whom this rank gave up. All threads of the block.
 template <class Net, class Context>
 SHUNT_DEVICE void accuse(Context& ctx, const Frame& frame, const Net& net, std::int32_t whom) {
   const std::int64_t to = frame.at.accusations_at + std::int64_t{16} * frame.rank;
@@ -72,25 +71,26 @@ SHUNT_DEVICE void accuse(Context& ctx, const Frame& frame, const Net& net, std::
   }
 }
 
-/// Ends the object: reports, and tells the peers. All threads of the block.
+/// Ends the object: reports, and tells the peers that `accused` is at fault, which need not be the `peer` of the report. All
+/// threads of the block.
 template <class Net, class Context>
-SHUNT_DEVICE void give_up(Context& ctx, const Frame& frame, const Net& net, Trouble trouble,
-                          std::int32_t peer, std::int64_t a, std::int64_t b, bool in_combine) {
+SHUNT_DEVICE void give_up(Context& ctx, const Frame& frame, const Net& net, std::int32_t accused,
+                          Trouble trouble, std::int32_t peer, std::int64_t a, std::int64_t b,
+                          bool in_combine) {
   if (ctx.thread() == 0) {
     frame.state().dead = 1;
-    report(ctx, frame, trouble, peer, a, b, in_combine);
+    report(ctx, frame, frame.status->fatal, trouble, peer, a, b, in_combine);
   }
-  accuse(ctx, frame, net, peer);
+  accuse(ctx, frame, net, accused);
 }
 
-/// Waits until every live peer's signal of this kind is at least `wanted(peer)`; gives up at the deadline, or when a peer
-/// that is waited for has given up. All threads of the block; one block. Shared memory: 4 bytes for each warp at offset 0.
+/// Waits until every live peer's signal of this kind is at least `wanted(peer)`; gives up at the deadline, counted from
+/// `begin`, when the kernel began to wait for anything; or when a peer that is waited for has given up. All threads of the block; one block. Shared memory: 4 bytes for each warp at offset 0.
 /// Returns whether all came, the same for all threads.
 template <class Net, class Context, class Wanted>
 SHUNT_DEVICE bool await_all(Context& ctx, const Frame& frame, const Net& net, Signal kind, bool in_combine,
-                            const Wanted& wanted) {
+                            std::uint64_t begin, const Wanted& wanted) {
   State& state = frame.state();
-  const std::uint64_t begin = ctx.clock_ns();
   std::int32_t found = kNobody;  // 2 * peer, + 1 where the peer has given up itself
   for (std::int32_t peer = ctx.thread(); peer < frame.num_ranks; peer += ctx.num_threads()) {
     if (!frame.lives(peer)) continue;
@@ -117,11 +117,11 @@ SHUNT_DEVICE bool await_all(Context& ctx, const Frame& frame, const Net& net, Si
   }
   const std::int32_t waited_for = found / 2;
   if (found % 2 == 0) {
-    give_up(ctx, frame, net, Trouble::timeout, waited_for, 0, 0, in_combine);
+    give_up(ctx, frame, net, waited_for, Trouble::timeout, waited_for, 0, 0, in_combine);
   } else {
     const auto whom = static_cast<std::int32_t>(
         *frame.own<std::int64_t>(frame.at.accusations_at + std::int64_t{16} * waited_for));
-    give_up(ctx, frame, net, Trouble::accused, whom, waited_for, 0, in_combine);
+    give_up(ctx, frame, net, whom, Trouble::accused, whom, waited_for, 0, in_combine);
   }
   return false;
 }

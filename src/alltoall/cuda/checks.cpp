@@ -38,8 +38,8 @@ void check_rows(std::int32_t rank, const char* call, const char* name, const Dev
                     name, rows.stride_bytes, hidden, dtype_name(dtype), bytes, hidden * bytes));
 }
 
-const char* phase_of(const Status& status) {
-  return status.in_combine != 0 ? "combine" : "dispatch";
+const char* phase_of(const Finding& found) {
+  return found.in_combine != 0 ? "combine" : "dispatch";
 }
 
 }  // namespace
@@ -106,7 +106,7 @@ void check_sum(const AllToAllConfig& c, std::int32_t rank, const Weights& weight
                        weights.row_stride, c.top_k, c.top_k));
 }
 
-Error error_of(const AllToAllConfig& c, std::int32_t rank, const Status& s) {
+Error error_of(const AllToAllConfig& c, std::int32_t rank, const Finding& s) {
   const auto step = s.epoch;
   const auto void_step = [&](const std::string& what) {
     return Error(
@@ -134,6 +134,12 @@ Error error_of(const AllToAllConfig& c, std::int32_t rank, const Status& s) {
                           c.deadline.count(), s.peer, phase_of(s), step),
               s.peer};
     case Trouble::accused:
+      if (s.peer == s.a)
+        return {Errc::peer_lost,
+                fmt::format("rank {}: rank {} has found its own part wrong and gone, as it says itself; it "
+                            "was waited for in {}, step {}",
+                            rank, s.peer, phase_of(s), step),
+                s.peer};
       return {Errc::peer_lost,
               s.peer == rank
                   ? fmt::format("rank {}: rank {} gave up on this rank while it was in {}, step {}", rank,

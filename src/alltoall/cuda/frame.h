@@ -33,12 +33,12 @@ enum class Trouble : std::int32_t {
   live_tokens,     ///< b: *live_tokens; a: tokens given
   overflow,        ///< peer: the rank; a: rows that would arrive
   timeout,         ///< peer: whose signal is missing. From here on: the object is dead
-  accused,         ///< peer: whom the rank `a` waited for when it gave up
+  accused,         ///< peer: whom the rank `a` gave up on: itself where it found its own part wrong
   other_replicas,  ///< peer: the owner; a: results that this rank's tokens ask for; b: those that came
 };
 
-/// In memory that kernels and the host reach. One writer each: kernels until `trouble` is set, then the host clears it.
-struct Status {
+/// One thing that kernels have found. One writer each: kernels until `trouble` is set, then the host clears it.
+struct Finding {
   std::uint32_t trouble = 0;  ///< Trouble; written last, with release
   std::int32_t peer = -1;
   std::uint64_t epoch = 0;
@@ -46,8 +46,14 @@ struct Status {
   std::int64_t b = 0;
   std::int32_t in_combine = 0;  ///< Which half it was found in
   std::int32_t pad = 0;
+};
+
+/// In memory that kernels and the host reach.
+struct Status {
+  Finding
+      fatal;  ///< Why the object is dead. Of its own, so that no void step that was not asked about hides it
+  Finding void_step;            ///< The first void step since the host has read the last one
   std::uint64_t completed = 0;  ///< Last step that every rank has everything of; with a mask only
-  std::uint64_t voided = 0;     ///< Last void step that this rank has seen
 };
 
 /// In front of what a source tells an owner. Behind it: rows for every rank [R] i32, rows for each local expert of the
@@ -113,8 +119,9 @@ struct Places {
   std::int64_t announce_stride = 0;
 
   // Written by peers.
-  std::int64_t signals_at = 0;         ///< [kSignalKinds * R] words
-  std::int64_t accusations_at = 0;     ///< [R] int64, 16 bytes apart: rank + 1 that the writer accuses
+  std::int64_t signals_at = 0;  ///< [kSignalKinds * R] words
+  std::int64_t accusations_at =
+      0;  ///< [R] int64, 16 bytes apart: whom the writer accuses, once its signal says so
   std::int64_t return_headers_at = 0;  ///< [R] ReturnHeader, by owner
   std::int64_t announcements_at = 0;   ///< [R] by source
   std::int64_t landing_at = 0;         ///< [R, share] slots, by source

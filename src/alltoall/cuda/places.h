@@ -35,7 +35,7 @@ void check_sum(const AllToAllConfig& config, std::int32_t rank, const Weights& w
                std::int64_t num_tokens, bool accumulate);
 /// @}
 
-/// The error for what kernels wrote, in the words of the CPU. status.trouble must not be none.
-[[nodiscard]] Error error_of(const AllToAllConfig& config, std::int32_t rank, const Status& status);
+/// The error for what kernels wrote, in the words of the CPU. finding.trouble must not be none.
+[[nodiscard]] Error error_of(const AllToAllConfig& config, std::int32_t rank, const Finding& finding);
 
 }  // namespace shunt::cuda::detail

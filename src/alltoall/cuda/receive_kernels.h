@@ -48,16 +48,17 @@ struct Arrive {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Frame& f = args.frame;
     State& state = f.state();
+    const std::uint64_t begin = ctx.clock_ns();
     const bool dead = state.dead != 0;
-    if (dead || !await_all(ctx, f, args.net, Signal::announced, false, ThisStep{state.epoch}) ||
-        !await_rows(ctx, args))
+    if (dead || !await_all(ctx, f, args.net, Signal::announced, false, begin, ThisStep{state.epoch}) ||
+        !await_rows(ctx, args, begin))
       return nothing(ctx, f);
     const bool is_void = judge(ctx, f);
     count(ctx, f, is_void);
   }
 
   template <class Context>
-  static SHUNT_DEVICE bool await_rows(Context& ctx, const Args& args) {
+  static SHUNT_DEVICE bool await_rows(Context& ctx, const Args& args, std::uint64_t begin) {
     if constexpr (Net::kLoadStore) {
       return true;
     } else {
@@ -67,7 +68,7 @@ struct Arrive {
         if (f.lives(source))
           expected[source] += static_cast<std::uint64_t>(announcement_of(f, source).num_rows);
       ctx.sync_block();
-      return await_all(ctx, f, args.net, Signal::token_messages, false, MessagesSoFar{expected});
+      return await_all(ctx, f, args.net, Signal::token_messages, false, begin, MessagesSoFar{expected});
     }
   }
 
@@ -127,10 +128,7 @@ struct Arrive {
     ctx.sync_block();
     if (ctx.thread() == 0) {
       state.is_void = is_void ? 1 : 0;
-      if (is_void) {
-        f.status->voided = state.epoch;
-        report(ctx, f, trouble, peer, a, b, false);
-      }
+      if (is_void) report(ctx, f, f.status->void_step, trouble, peer, a, b, false);
     }
     return is_void;
   }
@@ -157,8 +155,10 @@ struct Arrive {
             f.at.by_group_at)[static_cast<std::int64_t>(expert) * f.num_groups() + source / f.group_size];
         from_group = source % f.group_size == 0 ? came : from_group + came;
       }
-      const std::int64_t block =
-          f.rows_per_expert > 0 ? f.rows_per_expert : round_up(rows, std::int64_t{f.alignment});
+      // A void step has no rows, not even padding, whose places would keep what an earlier step left there.
+      std::int64_t block = 0;
+      if (!is_void)
+        block = f.rows_per_expert > 0 ? f.rows_per_expert : round_up(rows, std::int64_t{f.alignment});
       const std::uint64_t own =
           mine ? static_cast<std::uint64_t>(block) << 32 | static_cast<std::uint32_t>(rows) : 0;
       std::uint64_t inclusive = own;

@@ -153,9 +153,11 @@ struct Collect {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Frame& f = args.frame;
     State& state = f.state();
+    const std::uint64_t begin = ctx.clock_ns();
     const bool dead = state.dead != 0;
-    const bool all = !dead && await_all(ctx, f, args.net, Signal::returned, true, ThisStep{state.epoch}) &&
-                     await_rows(ctx, args) && (state.is_void != 0 || counts_agree(ctx, args));
+    const bool all = !dead &&
+                     await_all(ctx, f, args.net, Signal::returned, true, begin, ThisStep{state.epoch}) &&
+                     await_rows(ctx, args, begin) && (state.is_void != 0 || counts_agree(ctx, args));
     ctx.sync_block();
     if (f.group_size > 1)
       for (std::int32_t owner = ctx.thread(); owner < f.num_ranks; owner += ctx.num_threads())
@@ -168,7 +170,7 @@ struct Collect {
   }
 
   template <class Context>
-  static SHUNT_DEVICE bool await_rows(Context& ctx, const Args& args) {
+  static SHUNT_DEVICE bool await_rows(Context& ctx, const Args& args, std::uint64_t begin) {
     if constexpr (Net::kLoadStore) {
       return true;
     } else {
@@ -177,7 +179,7 @@ struct Collect {
       for (std::int32_t owner = ctx.thread(); owner < f.num_ranks; owner += ctx.num_threads())
         if (f.lives(owner)) expected[owner] += static_cast<std::uint64_t>(rows_from(f, owner));
       ctx.sync_block();
-      return await_all(ctx, f, args.net, Signal::row_messages, true, MessagesSoFar{expected});
+      return await_all(ctx, f, args.net, Signal::row_messages, true, begin, MessagesSoFar{expected});
     }
   }
 
@@ -193,7 +195,9 @@ struct Collect {
       if (f.lives(owner) && rows_from(f, owner) != selected[owner] && owner < wrong) wrong = owner;
     wrong = ScanExperts::reduce(ctx, wrong, 0, ScanExperts::Min{});
     if (wrong == kNobody) return true;
-    give_up(ctx, f, args.net, Trouble::other_replicas, wrong, selected[wrong], rows_from(f, wrong), true);
+    // The owner sent what it was told to: who cannot go on is this rank.
+    give_up(ctx, f, args.net, f.rank, Trouble::other_replicas, wrong, selected[wrong], rows_from(f, wrong),
+            true);
     return false;
   }
 };
@@ -217,13 +221,13 @@ struct Commit {
       for (std::int32_t peer = ctx.thread(); peer < f.num_ranks; peer += ctx.num_threads())
         if (f.lives(peer)) args.net.raise(ctx, peer, signal, state.epoch);
     } else {
-      // The word that travels with the signal is nobody's: the peer's slot for this rank's accusation, where 0 is none.
+      // The word that travels with the signal is nobody's: it lies behind this rank's accusation at the peer.
       for (std::int32_t peer = ctx.warp(); peer < f.num_ranks; peer += kThreads / kWarpSize)
         if (f.lives(peer))
           args.net.put(ctx, peer, f.at.accusations_at + std::int64_t{16} * f.rank + 8,
                        f.at.out_accusation_at + 8, 8, signal);
     }
-    if (!await_all(ctx, f, args.net, Signal::committed, true, ThisStep{state.epoch})) return;
+    if (!await_all(ctx, f, args.net, Signal::committed, true, ctx.clock_ns(), ThisStep{state.epoch})) return;
     if (ctx.thread() == 0) f.status->completed = state.epoch;
   }
 };

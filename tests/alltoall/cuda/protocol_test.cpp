@@ -248,6 +248,73 @@ TEST(AllToAllGpuTest, FindsMembersOfAGroupThatBringDifferentTokens) {
     ASSERT_TRUE(finding.has_value());
     EXPECT_THAT(finding->what(), HasSubstr("the members brought different tokens"));
     EXPECT_FALSE(ranks.finding(0).has_value());
+    // The others find in the next step that it has gone, and blame nobody else.
+    for (std::int32_t rank : {0, 1, 2}) {
+      ranks.members[Ranks::at(rank)]->advance(ranks.steps.back(), ranks.references.back());
+      ranks.members[Ranks::at(rank)]->receive_unchecked();
+    }
+    ranks.machine.run();
+    for (std::int32_t rank : {0, 1, 2}) {
+      const auto next = ranks.finding(rank);
+      ASSERT_TRUE(next.has_value()) << "rank " << rank;
+      EXPECT_EQ(next->peer(), 3) << next->what();
+      EXPECT_THAT(next->what(), HasSubstr("rank 3 has found its own part wrong and gone, as it says itself; "
+                                          "it was waited for in dispatch, step 2"));
+    }
+  });
+}
+
+/// Nobody asks between the void step and the loss, as in a replayed graph.
+TEST(AllToAllGpuTest, NamesALostRankAlsoBehindAVoidStepThatNobodyAskedAbout) {
+  for (const bool distant : {false, true}) {
+    sweep::ObjectPlan object = small_object(4);
+    object.config.deadline = std::chrono::milliseconds(5);
+    Ranks ranks(object, 100, distant);
+    with(ranks, [&] {
+      sweep::StepPlan void_step = small_step(ranks.plan);
+      std::vector<std::int64_t> ids = ids_of(oracle::Reference(sweep::make_step(ranks.plan, void_step)), 1);
+      ids[4] = 99;
+      ranks.members[1]->bring(ids);
+      void_step.outcome = sweep::Outcome::overflow;  // what the checks expect of a void step
+      ranks.queue(void_step);
+      ranks.members[1]->bring({});
+      ranks.queue(small_step(ranks.plan, 2), 2, 2);
+      ranks.machine.run();
+      for (std::int32_t rank : {0, 1, 3}) {
+        for (const char* time : {"first", "second"}) {
+          const auto finding = ranks.finding(rank);
+          ASSERT_TRUE(finding.has_value()) << "rank " << rank << ", " << time << " time";
+          EXPECT_EQ(finding->peer(), 2) << finding->what();
+          EXPECT_THAT(finding->what(),
+                      AllOf(HasSubstr("in combine, step 2"), HasSubstr("and not asked about before"),
+                            HasSubstr("dispatch step 1: rank 1 brought token 1, k 1: expert id 99")));
+        }
+      }
+      // Rank 2 has seen the void step alone, and hears of the loss of nobody.
+      const auto finding = ranks.finding(2);
+      ASSERT_TRUE(finding.has_value());
+      EXPECT_EQ(finding->code(), Errc::invalid_argument);
+      EXPECT_FALSE(ranks.finding(2).has_value());
+    });
+  }
+}
+
+TEST(AllToAllGpuTest, LeavesNoRowsOfAStepBeforeInAVoidStepOfViews) {
+  sweep::ObjectPlan object = small_object(3);
+  object.config.delivery = shunt::Delivery::view;
+  object.config.layout = shunt::RowLayout::padded;
+  Ranks ranks(object);
+  with(ranks, [&] {
+    ranks.queue(small_step(ranks.plan));
+    sweep::StepPlan void_step = small_step(ranks.plan, 2);
+    std::vector<std::int64_t> ids = ids_of(oracle::Reference(sweep::make_step(ranks.plan, void_step)), 1);
+    ids[0] = -9;
+    ranks.members[1]->bring(ids);
+    void_step.outcome = sweep::Outcome::overflow;
+    ranks.queue(void_step);  // its experts require that nothing begins anywhere
+    ranks.machine.run();
+    for (const auto& finding : ranks.findings()) EXPECT_TRUE(finding.has_value());
+    EXPECT_EQ(ranks.members[0]->object().received().starts[3], 0);
   });
 }
 

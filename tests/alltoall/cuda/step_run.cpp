@@ -171,7 +171,11 @@ shunt::cuda::DeviceRows StepRun::out() {
 }
 
 void StepRun::check_received(const ReceivedOnHost& received) const {
-  if (is_void()) return require(received.num_rows == 0, received.num_rows, " rows of a void step");
+  if (is_void()) {
+    for (const std::int32_t start : received.starts)
+      require(start == 0, "an expert of a void step begins at row ", start);
+    return require(received.num_rows == 0, received.num_rows, " rows of a void step");
+  }
   const auto differ = [this](const char* name, const auto& have, const auto& want) {
     require(have.size() == want.size(), name, " has ", have.size(), " elements, not ", want.size());
     for (std::size_t i = 0; i < want.size(); ++i)
