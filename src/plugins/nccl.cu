@@ -17,7 +17,7 @@ shunt::heap::SymmetricHeap* open(const shunt::heap::HeapOptions& options) {
 extern "C" __attribute__((visibility("default"))) const shunt::heap::PluginTable* shunt_heap_plugin() {
   static const shunt::heap::PluginTable table{.build = shunt::heap::kPluginBuild,
                                               .one_rank_per_process = false,
-                                              .one_rank_per_gpu = true,
+                                              .sharing = shunt::heap::GpuSharing::refused,
                                               .description = shunt::nccl::description,
                                               .preflight = shunt::nccl::preflight,
                                               .unique_id = shunt::nccl::unique_id,

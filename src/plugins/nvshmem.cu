@@ -17,7 +17,7 @@ shunt::heap::SymmetricHeap* open(const shunt::heap::HeapOptions& options) {
 extern "C" __attribute__((visibility("default"))) const shunt::heap::PluginTable* shunt_heap_plugin() {
   static const shunt::heap::PluginTable table{.build = shunt::heap::kPluginBuild,
                                               .one_rank_per_process = true,
-                                              .one_rank_per_gpu = false,
+                                              .sharing = shunt::heap::GpuSharing::by_mps,
                                               .description = shunt::nvshmem::description,
                                               .preflight = shunt::nvshmem::preflight,
                                               .unique_id = shunt::nvshmem::unique_id,

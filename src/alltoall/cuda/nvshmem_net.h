@@ -37,12 +37,13 @@ struct NvshmemNet {
   }
 
   /// "Point-To-Point Synchronization": only the wait and test routines promise that what the signal announces is visible
-  /// too (over some networks data passes the signal on its way into GPU memory, and these routines wait for it). The word
-  /// only grows, so waiting for what has just been read returns at once.
+  /// too (over some networks data passes the signal on its way into GPU memory, and these routines see to it; what
+  /// nvshmem_signal_fetch promises is the value alone). A test and no wait: "NVSHMEMX_COLLECTIVE_LAUNCH" is demanded of
+  /// kernels that call what waits for other PEs. The word only grows, so the test of what has just been read holds.
   template <class Context>
   [[nodiscard]] SHUNT_DEVICE std::uint64_t load(Context& ctx, std::int32_t signal) const {
     const std::uint64_t seen = ctx.load_acquire(device::Scope::system, word(signal));
-    if (seen != 0) static_cast<void>(nvshmem_signal_wait_until(word(signal), NVSHMEM_CMP_GE, seen));
+    if (seen != 0) static_cast<void>(nvshmem_uint64_test(word(signal), NVSHMEM_CMP_GE, seen));
     return seen;
   }
 };

@@ -19,9 +19,15 @@ namespace {
 constexpr std::int32_t kMostDevices = 1024;
 constexpr auto kPatience = std::chrono::seconds(60);
 
-/// Whether this process uses CUDA already. Only then does the driver count its GPUs; asking changes nothing.
-[[nodiscard]] bool cuda_has_begun() {
-  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+/// The driver's library where this process has it already, to be closed again; else null.
+[[nodiscard]] void* loaded_driver() {
+  return dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+}
+
+}  // namespace
+
+bool cuda_has_begun() {
+  void* driver = loaded_driver();
   if (driver == nullptr) return false;
   auto* const count = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
   int devices = 0;
@@ -30,7 +36,18 @@ constexpr auto kPatience = std::chrono::seconds(60);
   return begun;
 }
 
-}  // namespace
+KeptContext::KeptContext() : driver_(loaded_driver()) {
+  if (driver_ == nullptr) return;
+  auto* const get = reinterpret_cast<int (*)(void**)>(dlsym(driver_, "cuCtxGetCurrent"));
+  known_ = get != nullptr && get(&context_) == 0;
+}
+
+KeptContext::~KeptContext() {
+  if (driver_ == nullptr) return;
+  auto* const set = reinterpret_cast<int (*)(void*)>(dlsym(driver_, "cuCtxSetCurrent"));
+  if (known_ && set != nullptr) static_cast<void>(set(context_));
+  dlclose(driver_);
+}
 
 std::vector<std::int32_t> parse_devices(const char* text) {
   std::vector<std::int32_t> devices;

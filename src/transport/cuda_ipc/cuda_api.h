@@ -13,6 +13,23 @@ namespace shunt::cuda_ipc {
 
 // Every function is defined in every build.
 
+/// Whether this process uses CUDA already; a child that it forks cannot then. Asking changes nothing.
+[[nodiscard]] bool cuda_has_begun();
+
+/// Gives this thread its CUDA context, and with it its current device, back at its end.
+class KeptContext {
+ public:
+  KeptContext();
+  ~KeptContext();
+  KeptContext(const KeptContext&) = delete;
+  KeptContext& operator=(const KeptContext&) = delete;
+
+ private:
+  void* driver_;  ///< Null where this process has not loaded it
+  void* context_ = nullptr;
+  bool known_ = false;
+};
+
 /// Why no rank can have a GPU here; empty where it can. Asks CUDA, so not in a process that is about to fork: that one
 /// calls cuda_unavailable_reason_from_child().
 [[nodiscard]] std::string cuda_unavailable_reason();

@@ -45,6 +45,11 @@ inline Preflight choose_gpu(const HeapOptions& options) {
   Preflight found;
   static_assert(sizeof facts.uuid == sizeof found.device);
   std::memcpy(found.device.data(), &facts.uuid, sizeof facts.uuid);
+#if CUDART_VERSION >= 12030
+  int mps = 0;
+  found.shared_by_mps =
+      cudaDeviceGetAttribute(&mps, cudaDevAttrMpsEnabled, ordinal) == cudaSuccess && mps != 0;
+#endif
   return found;
 }
 

@@ -14,6 +14,7 @@
 #include <shunt/core/child.h>
 #include <shunt/core/error.h>
 
+#include "cuda_ipc/cuda_api.h"
 #include "heap/heap_transport.h"
 
 #ifndef SHUNT_HAVE_NVSHMEM
@@ -98,6 +99,7 @@ constexpr std::array<Library, 2> kLibraries{{
 struct Record {
   std::array<char, 240> reason{};
   std::array<std::byte, 16> device{};
+  bool shared_by_mps = false;
 };
 constexpr std::size_t kMostIdBytes = 512;
 
@@ -125,14 +127,17 @@ void check_records(const std::vector<Record>& records, const PluginTable& table,
     throw Error(Errc::unavailable,
                 fmt::format("transport {}: rank {}: {}", name, rank, records[rank].reason.data()));
   }
-  for (std::size_t rank = 1; table.one_rank_per_gpu && rank < records.size(); ++rank) {
+  for (std::size_t rank = 1; table.sharing != GpuSharing::allowed && rank < records.size(); ++rank) {
+    const bool by_mps = table.sharing == GpuSharing::by_mps;
     for (std::size_t other = 0; other < rank; ++other) {
       if (records[rank].device != records[other].device) continue;
+      if (by_mps && records[rank].shared_by_mps && records[other].shared_by_mps) continue;
       throw Error(
           Errc::unavailable,
-          fmt::format("transport {}: ranks {} and {} have the same GPU, which {} refuses; start at most as "
+          fmt::format("transport {}: ranks {} and {} have the same GPU, which {} {}; start at most as "
                       "many ranks as there are GPUs, or use cuda_ipc",
-                      name, other, rank, table.description()));
+                      name, other, rank, table.description(),
+                      by_mps ? "serves under CUDA MPS alone, which does not run here" : "refuses"));
     }
   }
 }
@@ -157,23 +162,29 @@ const PluginTable& plugin(const std::string& name) {
 namespace {
 
 /// "1" and the description, or "0" and the reason.
+[[nodiscard]] std::string ask_here(const std::string& name) {
+  try {
+    const PluginTable& table = plugin(name);
+    const Preflight preflight = table.preflight(HeapOptions{});
+    return preflight.reason.empty() ? "1" + table.description() : "0" + preflight.reason;
+  } catch (const Error& error) {
+    return std::string("0") + error.what();
+  }
+}
+
 [[nodiscard]] const std::string& ask(const std::string& name) {
   static std::mutex mutex;
   static std::map<std::string, std::string> answers;
   const std::scoped_lock lock(mutex);
   std::string& answer = answers[name];
   if (!answer.empty()) return answer;
-  answer = ask_in_child(
-               [&] {
-                 try {
-                   const PluginTable& table = plugin(name);
-                   const Preflight preflight = table.preflight(HeapOptions{});
-                   return preflight.reason.empty() ? "1" + table.description() : "0" + preflight.reason;
-                 } catch (const Error& error) {
-                   return std::string("0") + error.what();
-                 }
-               },
-               kPatience)
+  if (cuda_ipc::cuda_has_begun()) {
+    // A child of this process could not ask any more, and the preflight chooses a device.
+    const cuda_ipc::KeptContext kept;
+    answer = ask_here(name);
+    return answer;
+  }
+  answer = ask_in_child([&] { return ask_here(name); }, kPatience)
                .value_or("0asking the CUDA driver crashes or takes longer than 60 s");
   return answer;
 }
@@ -207,6 +218,7 @@ std::unique_ptr<Transport> open_heap_transport(const PluginTable& table, const s
   const Preflight preflight = table.preflight(options);
   write_text(mine.reason, preflight.reason);
   mine.device = preflight.device;
+  mine.shared_by_mps = preflight.shared_by_mps;
   std::vector<Record> records(static_cast<std::size_t>(world.size));
   together->allgather(&mine, sizeof mine, records.data(), left(deadline));
   check_records(records, table, name);

@@ -21,13 +21,17 @@ namespace shunt::heap {
 struct Preflight {
   std::string reason = {};                ///< Why it cannot take part; empty where it can
   std::array<std::byte, 16> device = {};  ///< Its GPU, by UUID
+  bool shared_by_mps = false;  ///< Processes run side by side on it, by CUDA's Multi-Process Service
 };
+
+/// Whether a library serves several ranks on one GPU.
+enum class GpuSharing : std::uint8_t { allowed, by_mps, refused };
 
 /// What a plugin offers. Both sides are of one build; kPluginBuild tells others apart.
 struct PluginTable {
   const char* build = nullptr;
   bool one_rank_per_process = false;  ///< Ranks must be processes
-  bool one_rank_per_gpu = false;
+  GpuSharing sharing = GpuSharing::allowed;
   std::string (*description)() = nullptr;  ///< Name and version of the library
   Preflight (*preflight)(const HeapOptions&) = nullptr;
   std::vector<std::byte> (*unique_id)() = nullptr;
@@ -36,7 +40,7 @@ struct PluginTable {
   void* (*make_engine)(SymmetricHeap&, const World&) = nullptr;
 };
 
-inline constexpr const char* kPluginBuild = "shunt heap plugin 1";
+inline constexpr const char* kPluginBuild = "shunt heap plugin 2";
 /// Name of the function of a plugin, extern "C", that returns its const PluginTable*.
 inline constexpr const char* kPluginFunction = "shunt_heap_plugin";
 

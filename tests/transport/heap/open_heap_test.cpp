@@ -25,6 +25,7 @@ using namespace std::chrono_literals;
 FakeWorld* fake_world = nullptr;
 std::int32_t rank_without_gpu = -1;
 bool same_gpu = false;
+std::int32_t rank_without_mps = -1;
 bool no_id = false;
 
 [[nodiscard]] PluginTable fake_table() {
@@ -35,6 +36,7 @@ bool no_id = false;
     Preflight preflight;
     if (options.rank == rank_without_gpu) preflight.reason = "no GPU here";
     preflight.device[0] = static_cast<std::byte>(same_gpu ? 1 : options.rank);
+    preflight.shared_by_mps = options.rank != rank_without_mps;
     return preflight;
   };
   table.unique_id = [] {
@@ -53,7 +55,7 @@ class OpenHeapTest : public testing::Test {
  protected:
   OpenHeapTest() : world_(2) {
     fake_world = &world_;
-    rank_without_gpu = -1;
+    rank_without_gpu = rank_without_mps = -1;
     same_gpu = no_id = false;
   }
   /// Messages of the ranks; empty where all is well.
@@ -96,8 +98,20 @@ TEST_F(OpenHeapTest, NamesRanksThatShareAGpuWhereTheLibraryRefuses) {
   same_gpu = true;
   EXPECT_EQ(open(fake_table(), RankMode::threads), std::vector<std::string>(3));
   PluginTable table = fake_table();
-  table.one_rank_per_gpu = true;
+  table.sharing = GpuSharing::refused;
   expect_all(open(table, RankMode::threads), "ranks 0 and 1 have the same GPU, which Fake 1.0 refuses");
+}
+
+TEST_F(OpenHeapTest, NamesRanksThatShareAGpuWithoutMpsWhereTheLibraryWantsIt) {
+  PluginTable table = fake_table();
+  table.sharing = GpuSharing::by_mps;
+  rank_without_mps = 2;
+  EXPECT_EQ(open(table, RankMode::threads), std::vector<std::string>(3)) << "each has a GPU of its own";
+  same_gpu = true;
+  expect_all(open(table, RankMode::threads),
+             "ranks 0 and 2 have the same GPU, which Fake 1.0 serves under CUDA MPS alone");
+  rank_without_mps = -1;
+  EXPECT_EQ(open(table, RankMode::threads), std::vector<std::string>(3));
 }
 
 TEST_F(OpenHeapTest, RefusesThreadsWhereTheLibraryHasOneRankInAProcess) {
