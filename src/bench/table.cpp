@@ -147,6 +147,10 @@ std::string format_point(const PointResult& result) {
     if (result.nodes > 1 && method.status == "ok") text += crossing_line(method);
   std::vector<std::pair<std::string, std::string>> others;  // what befell them and why, names
   for (const MethodResult& method : result.methods) {
+    if (method.status == "ok" && method.name == "torch" && placement == kOnDevice)
+      text +=
+          "  torch: times are the host's, with a wait for the GPU after each part; those of the others are "
+          "the GPU's events\n";
     if (method.status == "ok") {
       const PhaseResult* phase =
           method.has_combine ? method.find(placement, method.has_dispatch ? "total" : "combine") : nullptr;

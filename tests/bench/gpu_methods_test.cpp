@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include <emulator/launcher.h>
 #include <emulator/machine.h>
@@ -205,6 +206,11 @@ TEST(GpuMethodsTest, SayWhatTheyCannotDo) {
       EXPECT_EQ(spec.unavailable, "");
     }
   }
+  for (const MethodSpec& spec : gpu_methods(fake_runtime(), {.cold = true})) {
+    if (spec.name == "torch") {
+      EXPECT_NE(spec.unavailable.find("--cold does not reach"), std::string::npos) << spec.unavailable;
+    }
+  }
   none.unavailable = "no GPU today";
   for (const MethodSpec& spec : gpu_methods(none, {})) EXPECT_NE(spec.unavailable, "") << spec.name;
 }
@@ -351,6 +357,35 @@ TEST(PplxTsvTest, HasOneCellForEachName) {
   const std::string bytes = std::to_string(point.dense_bytes);
   EXPECT_NE(row.find("\t" + bytes + "\tNA\tNA\tNA\tNA\tNA\t"), std::string::npos) << row;
   std::filesystem::remove_all(folder);
+}
+
+TEST(PplxTsvTest, HasTheExchangeAloneOrNothing) {
+  PointResult point;
+  PhaseResult dispatch;
+  dispatch.placement = "device";
+  dispatch.phase = "dispatch";
+  dispatch.us.mean = 123;
+  dispatch.rounds = 10;
+  MethodResult dense;
+  dense.name = "dense/nccl";
+  dense.status = "ok";
+  PhaseResult total = dispatch;
+  total.phase = "total";
+  dense.phases = {dispatch, total};
+  point.methods = {dense};
+  // E, E/tok, tok and dim, then Dispatch and Combine before Torch.
+  const auto torch_us = [&] {
+    std::istringstream row(pplx_tsv_row(point));
+    std::string cell;
+    for (int i = 0; i <= 10; ++i) std::getline(row, cell, '\t');
+    return cell;
+  };
+  EXPECT_EQ(torch_us(), "NA") << "a whole dispatch is no exchange";
+  PhaseResult exchange = dispatch;
+  exchange.phase = "exchange";
+  exchange.us.mean = 45;
+  point.methods[0].phases.push_back(exchange);
+  EXPECT_EQ(torch_us(), "45.000");
 }
 
 TEST(TouchKernelTest, HasTheBitsOfTheCpu) {

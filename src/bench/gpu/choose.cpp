@@ -1,12 +1,15 @@
 #include "choose.h"
 
 #include <cstdlib>
+#include <string_view>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include <shunt/core/child.h>
 #include <shunt/core/error.h>
 #include <shunt/pack/cuda.h>
+#include <shunt/transport/launch.h>
 
 #include "method.h"
 
@@ -24,6 +27,21 @@ std::string ask_cuda() {
              },
              kAskLimit)
       .value_or("the process that asked CUDA did not answer");
+}
+
+/// Whether no rank runs on another machine, as far as the environment says.
+bool all_ranks_here(std::int32_t explicit_ranks) {
+  const auto get = [](const char* name) -> const char* { return std::getenv(name); };
+  const Launch launch = detect_launch(explicit_ranks, get);
+  if (launch.way == LaunchWay::local) return true;
+  if (launch.way != LaunchWay::mpi) return launch.local_size > 0 && launch.local_size == launch.world_size;
+  for (const auto& [here, all] :
+       {std::pair{"OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"}, {"MPI_LOCALNRANKS", "PMI_SIZE"}}) {
+    const char* const local = get(here);
+    const char* const size = get(all);
+    if (local != nullptr && size != nullptr) return std::string_view(local) == size;
+  }
+  return false;
 }
 
 [[noreturn]] void refuse_device(const std::string& device) {
@@ -69,6 +87,8 @@ std::string choose_device(AllToAllBenchOptions& options) {
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   // A kernel loaded late waits for the device, where a rank's kernel may wait for its peer.
   setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  // NCCL's bootstrap otherwise listens on an address that others reach. Here, since ranks may be threads later.
+  if (all_ranks_here(options.ranks)) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
   return {};
 }
 

@@ -20,9 +20,6 @@ namespace {
 
 /// More than the L2 of any GPU.
 constexpr std::size_t kFlushBytes = std::size_t{256} << 20U;
-/// A gate that nobody opens opens itself, so that a rank that fails leaves no kernel behind.
-constexpr std::uint64_t kGatePatienceNs = 2'000'000'000;
-
 /// Memory to overwrite, one piece for each device of this process; it goes with the process.
 void* flush_memory() {
   static std::mutex mutex;
@@ -37,17 +34,19 @@ void* flush_memory() {
 
 class CudaStream final : public GpuStream {
  public:
-  explicit CudaStream(cuda::LaunchLimit limit) : limit_(limit) {
+  /// patience: a gate that nobody opens opens itself after so long, so that a rank that fails leaves no kernel behind.
+  CudaStream(cuda::LaunchLimit limit, std::chrono::nanoseconds patience)
+      : limit_(limit), patience_(patience) {
     cuda_require("cudaStreamCreate", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     for (cudaEvent_t& event : events_) cuda_require("cudaEventCreate", cudaEventCreate(&event));
-    void* word = nullptr;
-    cuda_require("cudaHostAlloc",
-                 cudaHostAlloc(&word, sizeof(std::uint64_t), cudaHostAllocMapped | cudaHostAllocPortable));
-    word_ = static_cast<std::uint64_t*>(word);
-    *word_ = 0;
+    void* words = nullptr;
+    cuda_require("cudaHostAlloc", cudaHostAlloc(&words, 2 * sizeof(std::uint64_t),
+                                                cudaHostAllocMapped | cudaHostAllocPortable));
+    words_ = static_cast<std::uint64_t*>(words);
+    words_[0] = words_[1] = 0;
     void* seen = nullptr;
-    cuda_require("cudaHostGetDevicePointer", cudaHostGetDevicePointer(&seen, word, 0));
-    device_word_ = static_cast<std::uint64_t*>(seen);
+    cuda_require("cudaHostGetDevicePointer", cudaHostGetDevicePointer(&seen, words, 0));
+    device_words_ = static_cast<std::uint64_t*>(seen);
   }
   ~CudaStream() override {
     open_gate();
@@ -55,7 +54,7 @@ class CudaStream final : public GpuStream {
     for (const cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
     for (const cudaEvent_t event : events_)
       if (event != nullptr) cudaEventDestroy(event);
-    cudaFreeHost(word_);
+    cudaFreeHost(words_);
     cudaStreamDestroy(stream_);
   }
   CudaStream(const CudaStream&) = delete;
@@ -78,13 +77,20 @@ class CudaStream final : public GpuStream {
     const auto until = Clock::now() + deadline;
     for (;;) {
       const cudaError_t state = cudaStreamQuery(stream_);
-      if (state == cudaSuccess) return;
+      if (state == cudaSuccess) break;
       if (state != cudaErrorNotReady) cuda_require("work on the stream", state);
       if (Clock::now() > until)
         throw Error(Errc::timeout,
                     fmt::format("the GPU did not come to the end of a phase within {} ms", deadline.count()));
       std::this_thread::yield();
     }
+    // Once, so that what follows on this stream is judged by its own gates.
+    if (std::atomic_ref(words_[1]).exchange(0, std::memory_order_acquire) != 0)
+      throw Error(
+          Errc::timeout,
+          fmt::format("the ranks did not all queue a phase within {} ms, so it began without them and its "
+                      "time is worth nothing; --launch direct waits for nobody",
+                      std::chrono::duration_cast<std::chrono::milliseconds>(patience_).count()));
   }
   void flush() override {
     cuda_require("cudaMemset", cudaMemsetAsync(flush_memory(), ++filler_ & 0x7f, kFlushBytes, stream_));
@@ -106,16 +112,19 @@ class CudaStream final : public GpuStream {
   void replay(std::int32_t graph) override {
     cuda_require("cudaGraphLaunch", cudaGraphLaunch(graphs_.at(static_cast<std::size_t>(graph)), stream_));
   }
-  void close_gate() override { launch_gate(device_word_, ++epoch_, kGatePatienceNs, stream_); }
-  void open_gate() noexcept override { std::atomic_ref(*word_).store(epoch_, std::memory_order_release); }
+  void close_gate() override {
+    launch_gate(device_words_, ++epoch_, static_cast<std::uint64_t>(patience_.count()), stream_);
+  }
+  void open_gate() noexcept override { std::atomic_ref(words_[0]).store(epoch_, std::memory_order_release); }
 
  private:
   cuda::LaunchLimit limit_;
+  std::chrono::nanoseconds patience_;
   cudaStream_t stream_ = nullptr;
   std::array<cudaEvent_t, kEvents> events_{};
   std::vector<cudaGraphExec_t> graphs_;
-  std::uint64_t* word_ = nullptr;         ///< The gate, as the host and
-  std::uint64_t* device_word_ = nullptr;  ///< as the device reaches it
+  std::uint64_t* words_ = nullptr;         ///< The gate, and the last one that gave up; as the host and
+  std::uint64_t* device_words_ = nullptr;  ///< as the device reaches them
   std::uint64_t epoch_ = 0;
   int filler_ = 0;
 };
@@ -125,7 +134,10 @@ class CudaStream final : public GpuStream {
 GpuRuntime cuda_runtime(const GpuTerms& terms) {
   GpuRuntime runtime;
   const cuda::LaunchLimit limit{terms.max_blocks};
-  runtime.make_stream = [limit](const MethodContext&) { return std::make_unique<CudaStream>(limit); };
+  runtime.make_stream = [limit](const MethodContext& context) {
+    // A rank that does not come is reported by the ranks' own meeting first, which has the same deadline.
+    return std::make_unique<CudaStream>(limit, context.settings.deadline + std::chrono::seconds(2));
+  };
   runtime.exchange_unavailable = nccl_unavailable();
   runtime.make_exchange = make_nccl_exchange;
   return runtime;

@@ -18,12 +18,16 @@ __global__ void __launch_bounds__(TouchRows::kThreads) touch_rows(const __grid_c
   TouchRows::run(context, args);
 }
 
-__global__ void gate(const std::uint64_t* word, std::uint64_t epoch, std::uint64_t patience_ns) {
+__global__ void gate(std::uint64_t* words, std::uint64_t epoch, std::uint64_t patience_ns) {
   device::CudaContext context;
   const std::uint64_t begin = context.clock_ns();
-  while (context.load_acquire(device::Scope::system, const_cast<std::uint64_t*>(word)) < epoch &&
-         context.clock_ns() - begin < patience_ns)
+  while (context.load_acquire(device::Scope::system, words) < epoch) {
+    if (context.clock_ns() - begin >= patience_ns) {
+      context.store_release(device::Scope::system, words + 1, epoch);
+      return;
+    }
     context.pause();
+  }
 }
 
 void require(const char* what, cudaError_t error) {
@@ -46,9 +50,8 @@ void touch_on_stream(const GpuTouch& touch, cuda::Stream stream) {
   require("touch_rows", cudaGetLastError());
 }
 
-void launch_gate(const std::uint64_t* word, std::uint64_t epoch, std::uint64_t patience_ns,
-                 cuda::Stream stream) {
-  gate<<<1, 1, 0, stream>>>(word, epoch, patience_ns);
+void launch_gate(std::uint64_t* words, std::uint64_t epoch, std::uint64_t patience_ns, cuda::Stream stream) {
+  gate<<<1, 1, 0, stream>>>(words, epoch, patience_ns);
   require("gate", cudaGetLastError());
 }
 

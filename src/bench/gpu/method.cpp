@@ -49,7 +49,7 @@ GpuMethod::GpuMethod(const MethodContext& context, std::shared_ptr<GpuRank> rank
 }
 
 void GpuMethod::run_phase(std::int32_t phase, const std::function<void()>& work) {
-  phases_.run(phase, work, device_only_);
+  run_or_abort(phase, work, device_only_);
   // An iteration begins with its dispatch; combine adds its parts to those.
   if (phase == 0) inner_.fill(-1);
   const InnerTimes& parts = phases_.inner_times();
@@ -59,9 +59,18 @@ void GpuMethod::run_phase(std::int32_t phase, const std::function<void()>& work)
   span_ = {.begin_ns = 0, .end_ns = std::max<std::int64_t>(1, std::llround(phases_.last_us() * 1e3))};
 }
 
+void GpuMethod::run_or_abort(std::int32_t phase, const std::function<void()>& work, bool device_only) {
+  try {
+    phases_.run(phase, work, device_only);
+  } catch (...) {
+    if (rank_->exchange != nullptr) rank_->exchange->abort();
+    throw;
+  }
+}
+
 void GpuMethod::touch() {
   // Its own phase is on the device alone, whatever the halves are.
-  phases_.run(
+  run_or_abort(
       kTouchPhase, [this] { device_->touch(rows()); }, true);
   span_ = {.begin_ns = 0, .end_ns = std::max<std::int64_t>(1, std::llround(phases_.last_us() * 1e3))};
 }

@@ -90,6 +90,9 @@ class GpuMethod : public SplitMethod {
   std::byte* out_ = nullptr;            ///< [T, H] of out_dtype
 
  private:
+  /// Runs a phase; where it fails, what peers may wait in is ended, so that nothing waits for it.
+  void run_or_abort(std::int32_t phase, const std::function<void()>& work, bool device_only);
+
   Span span_{};
   mutable std::vector<std::byte> out_copy_, row_copy_;
   mutable std::vector<float> scale_copy_;

@@ -4,8 +4,8 @@
 #include <dlfcn.h>
 #include <nccl.h>
 
-#include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -23,6 +23,7 @@ struct Nccl {
   decltype(&ncclGetUniqueId) get_unique_id = nullptr;
   decltype(&ncclCommInitRank) comm_init_rank = nullptr;
   decltype(&ncclCommDestroy) comm_destroy = nullptr;
+  decltype(&ncclCommAbort) comm_abort = nullptr;
   decltype(&ncclGroupStart) group_start = nullptr;
   decltype(&ncclGroupEnd) group_end = nullptr;
   decltype(&ncclSend) send = nullptr;
@@ -44,6 +45,7 @@ struct Nccl {
     find("ncclGetUniqueId", get_unique_id);
     find("ncclCommInitRank", comm_init_rank);
     find("ncclCommDestroy", comm_destroy);
+    find("ncclCommAbort", comm_abort);
     find("ncclGroupStart", group_start);
     find("ncclGroupEnd", group_end);
     find("ncclSend", send);
@@ -74,12 +76,16 @@ class NcclExchange final : public GpuExchange {
       : ranks_(context.transport.world().size) {
     require("ncclCommInitRank", nccl().comm_init_rank(&comm_, ranks_, id, context.transport.world().rank));
   }
-  ~NcclExchange() override { nccl().comm_destroy(comm_); }
+  ~NcclExchange() override {
+    if (comm_ != nullptr) nccl().comm_destroy(comm_);
+  }
   NcclExchange(const NcclExchange&) = delete;
   NcclExchange& operator=(const NcclExchange&) = delete;
 
   void exchange(std::span<const SendPiece> sends, std::span<const ReceivePiece> receives,
                 GpuStream& stream) override {
+    if (comm_ == nullptr)
+      throw Error(Errc::unavailable, "NCCL's communicator was aborted after an exchange that did not end");
     require("ncclGroupStart", nccl().group_start());
     for (const SendPiece& piece : sends)
       if (piece.bytes > 0)
@@ -90,6 +96,10 @@ class NcclExchange final : public GpuExchange {
         require("ncclRecv", nccl().recv(piece.data, static_cast<std::size_t>(piece.bytes), ncclInt8,
                                         piece.peer, comm_, stream.handle()));
     require("ncclGroupEnd", nccl().group_end());
+  }
+  // To destroy it would wait for the peers, and to free device memory for its kernels.
+  void abort() noexcept override {
+    if (comm_ != nullptr) nccl().comm_abort(std::exchange(comm_, nullptr));
   }
 
  private:
@@ -105,8 +115,6 @@ std::string nccl_unavailable() {
 
 std::unique_ptr<GpuExchange> make_nccl_exchange(const MethodContext& context) {
   const World& world = context.transport.world();
-  // Its bootstrap otherwise listens on an address that others reach.
-  if (world.num_nodes() == 1) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
   const std::chrono::milliseconds deadline = context.settings.deadline;
   const std::unique_ptr<Collectives> ranks =
       context.transport.make_collectives(sizeof(Note), Clock::now() + deadline);

@@ -79,7 +79,11 @@ std::vector<MethodSpec> gpu_methods(const GpuRuntime& runtime, const GpuTerms& t
   packed("dense/nccl", "every (rank, expert) block padded to the worst case, by NCCL",
          {.padded = true, .on_cpu = false});
   MethodSpec torch{.name = "torch",
-                   .summary = "PyTorch in a process of each rank, all_to_all_single by NCCL"};
+                   .summary =
+                       "PyTorch in a process of each rank, all_to_all_single by NCCL; timed by the "
+                       "host's clock, with a wait for the GPU after each part"};
+  if (terms.cold)
+    torch.unavailable = "its GPU work is in a process of its own, whose caches --cold does not reach";
   torch.look = torch_on_gpu_unavailable;
   torch.opens_sockets = true;
   torch.own_bytes = torch_bytes;

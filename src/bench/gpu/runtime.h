@@ -29,7 +29,7 @@ class GpuStream {
   virtual void record(std::int32_t event) = 0;
   /// Between two events that the stream has passed.
   [[nodiscard]] virtual double elapsed_us(std::int32_t from, std::int32_t to) = 0;
-  /// Errors: Errc::timeout where the stream has not come to its end by then.
+  /// Errors: Errc::timeout where the stream has not come to its end by then, or went on before its gate was opened.
   virtual void synchronize(std::chrono::milliseconds deadline) = 0;
   /// Fills the L2 cache with other data, and waits.
   virtual void flush() = 0;
@@ -61,6 +61,8 @@ class GpuExchange {
   /// named on both sides too. The own rank is a peer like the others.
   virtual void exchange(std::span<const SendPiece> sends, std::span<const ReceivePiece> receives,
                         GpuStream& stream) = 0;
+  /// Ends what is under way, which a peer that is gone would hold for ever; nothing may be exchanged afterwards.
+  virtual void abort() noexcept {}
 };
 
 /// What the methods of a GPU run on.
@@ -88,8 +90,10 @@ struct GpuTerms {
 
 /// What a rank's methods at one point share.
 struct GpuRank {
+  /// Made when the first method asks for it. It goes last: NCCL's communicator waits, when it is destroyed, for the graphs
+  /// that its calls were captured into, and those are the stream's.
+  std::unique_ptr<GpuExchange> exchange;
   std::unique_ptr<GpuStream> stream;
-  std::unique_ptr<GpuExchange> exchange;  ///< Made when the first method asks for it
 };
 
 /// One for each rank and point: all methods of a rank get the same. Threads: any.
