@@ -92,6 +92,6 @@ macro(shunt_gpu_backend name version hint)
     message(FATAL_ERROR "SHUNT_${name}=${SHUNT_${name}} needs CUDA, which this build does not have (SHUNT_CUDA=${SHUNT_CUDA})")
   endif()
 endmacro()
-# 2.28 is the first NCCL with an interface for kernels; 3.3 the first NVSHMEM in wheels for CUDA 13.
-shunt_gpu_backend(NCCL 2.28 "in the CUDA toolkit, Python wheel nvidia-nccl-cu13, or NCCL_HOME")
+# 2.28.7 is the first NCCL with network operations for kernels; 3.3 the first NVSHMEM in wheels for CUDA 13.
+shunt_gpu_backend(NCCL 2.28.7 "in the CUDA toolkit, Python wheel nvidia-nccl-cu13, or NCCL_HOME")
 shunt_gpu_backend(NVSHMEM 3.3 "Python wheel nvidia-nvshmem-cu13, or NVSHMEM_HOME")

@@ -145,7 +145,10 @@ const std::vector<Backend>& backends() {
        .transport = "shm",
        .mode = RankMode::threads,
        .ranks = {1, 2, 8},
-       .gpus = Gpus::real}};
+       .gpus = Gpus::real},
+      // One rank is all that one GPU allows. Its memory, signals and collectives go through the library.
+      {.name = "NvshmemOne", .transport = "nvshmem", .ranks = {1}, .gpus = Gpus::of_transport},
+      {.name = "NcclOne", .transport = "nccl", .ranks = {1}, .gpus = Gpus::of_transport}};
 #else
   static const std::vector<Backend> all = [] {
     std::vector<Backend> rows = host_backends();
@@ -193,15 +196,18 @@ std::vector<RankOutcome> TransportConformance::run(const Body& body) {
                               .provider = backend.provider};
   const testing_support::FakeGpus fakes({.devices = backend.gpus == Gpus::two_fake ? 2 : 1});
   const auto open_gpu = [&](std::int32_t local_rank) {
-    return backend.gpus == Gpus::real ? cuda_ipc::make_cuda_api({}, local_rank) : fakes.open(local_rank);
+    return backend.gpus == Gpus::real || backend.gpus == Gpus::of_transport
+               ? cuda_ipc::make_cuda_api({}, local_rank)
+               : fakes.open(local_rank);
   };
   const auto wrap = [&](Transport& host) {
     std::unique_ptr<cuda_ipc::DeviceApi> looking;
     std::unique_ptr<Transport> on_gpus;
     if (backend.gpus != Gpus::none) {
       looking = open_gpu(host.world().local_rank);
-      on_gpus =
-          std::make_unique<cuda_ipc::DeviceTransport>(host, open_gpu(host.world().local_rank), patience());
+      if (backend.gpus != Gpus::of_transport)
+        on_gpus =
+            std::make_unique<cuda_ipc::DeviceTransport>(host, open_gpu(host.world().local_rank), patience());
     }
     looking_at = looking.get();
     Transport& transport = on_gpus != nullptr ? *on_gpus : host;

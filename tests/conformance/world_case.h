@@ -16,7 +16,7 @@
 
 namespace shunt::conformance {
 
-enum class Gpus : std::uint8_t { none, fake, two_fake, real };
+enum class Gpus : std::uint8_t { none, fake, two_fake, real, of_transport };
 
 /// One row of the suite: a transport, a way to run its ranks and a wrapper. A new transport adds rows here.
 struct Backend {
@@ -29,7 +29,7 @@ struct Backend {
   std::string provider{};             ///< Of ofi
   std::vector<std::int32_t> ranks{};  ///< Numbers of ranks that it runs with; empty: all
   std::string delivery{};             ///< Of ofi, for SHUNT_OFI_DELIVERY
-  Gpus gpus = Gpus::none;             ///< Whose memory is laid over `transport`
+  Gpus gpus = Gpus::none;  ///< Whose memory is laid over `transport`; of_transport: it lies on GPUs itself
 };
 inline constexpr std::int32_t kEachItsOwn = 0;
 [[nodiscard]] const std::vector<Backend>& backends();
