@@ -18,6 +18,7 @@
 
 #include "gpu/choose.h"
 #include "gpu/method.h"
+#include "gpu/put_exchange.h"
 #include "gpu/touch_kernel.h"
 
 namespace shunt::bench {
@@ -95,11 +96,81 @@ class FakeExchange final : public GpuExchange {
   Spoil spoil_;
 };
 
-GpuRuntime fake_runtime(Spoil spoil = {}) {
+/// The puts of a stream that is always at its end, by the ranks' own transport.
+class FakePuts final : public StreamPuts {
+ public:
+  explicit FakePuts(const MethodContext& context)
+      : transport_(context.transport),
+        deadline_(context.settings.deadline),
+        meeting_(transport_.make_collectives(64, Clock::now() + deadline_)) {}
+
+  void put_signal(std::int32_t peer, const SymmetricBuffer& to, std::int64_t offset, const void* from,
+                  std::int64_t bytes, const SymmetricBuffer& words, std::int64_t word, std::uint64_t value,
+                  void*) override {
+    if (bytes > 0) transport_.put(to, peer, offset, from, bytes);
+    transport_.signal(words, peer, word, value);
+  }
+  void wait(const SymmetricBuffer& words, std::int64_t word, std::uint64_t value, void*) override {
+    static_cast<void>(transport_.wait_signal(words, word, value, Clock::now() + deadline_, {"exchange"}));
+  }
+  void all_to_all(const SymmetricBuffer& to, std::int64_t offset, const void* from, std::int64_t bytes,
+                  void*) override {
+    const World& world = transport_.world();
+    for (std::int32_t peer = 0; peer < world.size; ++peer)
+      transport_.put(to, peer, offset + world.rank * bytes,
+                     static_cast<const std::byte*>(from) + peer * bytes, bytes);
+    transport_.quiet();
+    meeting_->barrier(deadline_);
+    ++all_to_alls;
+  }
+
+  std::int32_t all_to_alls = 0;
+
+ private:
+  Transport& transport_;
+  std::chrono::milliseconds deadline_;
+  std::unique_ptr<Collectives> meeting_;
+};
+
+/// The exchange over NVSHMEM, over those.
+class FakePutExchange final : public GpuExchange {
+ public:
+  FakePutExchange(const MethodContext& context, Spoil spoil)
+      : ranks_(context.transport.world().size),
+        puts_(context),
+        exchange_(make_put_exchange(context, puts_)),
+        spoil_(std::move(spoil)) {}
+
+  void exchange(std::span<const SendPiece> sends, std::span<const ReceivePiece> receives,
+                GpuStream& stream) override {
+    exchange_->exchange(sends, receives, stream);
+    if (spoil_) spoil_(receives);
+  }
+  std::byte* allocate(std::int64_t bytes) override { return exchange_->allocate(bytes); }
+  bool all_to_all(const void* from, void* to, std::int64_t bytes, GpuStream& stream) override {
+    const std::int32_t before = puts_.all_to_alls;
+    EXPECT_TRUE(exchange_->all_to_all(from, to, bytes, stream));
+    EXPECT_EQ(puts_.all_to_alls, before + (bytes > 0 ? 1 : 0));
+    const ReceivePiece all[] = {{0, to, bytes * ranks_}};
+    if (spoil_) spoil_(all);
+    return true;
+  }
+
+ private:
+  std::int32_t ranks_;
+  FakePuts puts_;
+  std::unique_ptr<GpuExchange> exchange_;
+  Spoil spoil_;
+};
+
+GpuRuntime fake_runtime(const Spoil& spoil = {}) {
   GpuRuntime runtime;
   runtime.make_stream = [](const MethodContext&) { return std::make_unique<FakeStream>(); };
-  runtime.make_exchange = [spoil](const MethodContext& context) {
+  runtime.of(Carrier::nccl).make = [spoil](const MethodContext& context) {
     return std::make_unique<FakeExchange>(context, spoil);
+  };
+  runtime.of(Carrier::nvshmem).make = [spoil](const MethodContext& context) {
+    return std::make_unique<FakePutExchange>(context, spoil);
   };
   return runtime;
 }
@@ -118,7 +189,8 @@ AllToAllBenchOptions small(RankMode mode) {
   options.write_files = false;
   options.own_clocks = true;
   options.registry = gpu_methods(fake_runtime(), {});
-  options.methods = {"cuda/nccl", "cpu/nccl", "dense/nccl", "memcpy", "shunt"};
+  options.methods = {"cuda/nccl", "cpu/nccl",     "dense/nccl",  "memcpy",
+                     "shunt",     "cuda/nvshmem", "cpu/nvshmem", "dense/nvshmem"};
   return options;
 }
 
@@ -144,8 +216,14 @@ TEST(GpuMethodsTest, DeliverWhatTheOracleExpectsThroughTheHarness) {
         const PointResult& point = report.points[0];
         EXPECT_EQ(point.clock, "per_rank");
         const std::string expected = hash_on_the_cpu(options);
-        ASSERT_EQ(point.methods.size(), 5U);
+        ASSERT_EQ(point.methods.size(), 8U);
         for (const MethodResult& method : point.methods) {
+          if (method.name == "dense/nvshmem") {
+            EXPECT_EQ(method.status, "skipped");
+            EXPECT_EQ(method.reason,
+                      "its all-to-all has blocks of one size, and 7 experts on 3 ranks are not");
+            continue;
+          }
           if (method.name == "shunt") {
             EXPECT_EQ(method.status, "skipped");
             EXPECT_NE(method.reason.find("no device memory"), std::string::npos) << method.reason;
@@ -167,8 +245,41 @@ TEST(GpuMethodsTest, DeliverWhatTheOracleExpectsThroughTheHarness) {
       }
 }
 
+TEST(GpuMethodsTest, SendBlocksOfOneSizeByTheCallForThat) {
+  for (const DType in : {DType::bf16, DType::f8e4m3})
+    for (const char* routing : {"uniform", "one", "powerlaw:1.5+mask:0.3"}) {
+      AllToAllBenchOptions options = small(RankMode::threads);
+      options.num_experts = 6;
+      options.in_dtype = in;
+      options.routings = {routing};
+      options.methods = {"dense/nvshmem", "cuda/nvshmem"};
+      const PointResult point = run_alltoall_bench(options, {"test"}, {}).points.at(0);
+      const std::string expected = hash_on_the_cpu(options);
+      for (const MethodResult& method : point.methods) {
+        EXPECT_EQ(method.status, "ok") << method.name << ": " << method.reason;
+        EXPECT_EQ(method.result_hash, expected) << method.name << " " << routing;
+      }
+    }
+}
+
+TEST(GpuMethodsTest, PutOnlyIntoMemoryOfTheTransport) {
+  GpuRuntime runtime = fake_runtime();
+  runtime.of(Carrier::nvshmem).unsuited = nvshmem_unsuited;
+  AllToAllBenchOptions options = small(RankMode::threads);
+  options.registry = gpu_methods(runtime, {});
+  options.methods = {"cuda/nvshmem", "dense/nvshmem", "memcpy"};
+  const PointResult point = run_alltoall_bench(options, {"test"}, {}).points.at(0);
+  for (const MethodResult& method : point.methods)
+    if (method.name.ends_with("/nvshmem")) {
+      EXPECT_EQ(method.status, "skipped") << method.name;
+      EXPECT_EQ(method.reason,
+                "the ranks' transport is shm; with --transport nvshmem their memory is NVSHMEM's");
+    }
+}
+
 TEST(GpuMethodsTest, FailWhereTheExchangeSpoilsBytes) {
   AllToAllBenchOptions options = small(RankMode::threads);
+  options.num_experts = 6;
   options.registry =
       gpu_methods(fake_runtime([](std::span<const ReceivePiece> pieces) {
                     // Rows of 130 bfloat16; ids stay as they are.
@@ -192,15 +303,19 @@ TEST(GpuMethodsTest, SayWhatTheyCannotDo) {
   options.dp_size = 2;
   const AllToAllBenchReport report = run_alltoall_bench(options, {"test"}, {});
   for (const MethodResult& method : report.points.at(0).methods)
-    if (method.name.ends_with("/nccl")) {
+    if (method.name.ends_with("/nccl") || method.name.ends_with("/nvshmem")) {
       EXPECT_EQ(method.status, "skipped") << method.name;
       EXPECT_EQ(method.reason, "it is for --dp-size 1, not 2");
     }
   GpuRuntime none = fake_runtime();
-  none.exchange_unavailable = "no NCCL today";
+  none.of(Carrier::nccl).unavailable = "no NCCL today";
+  none.of(Carrier::nvshmem).unavailable = "no NVSHMEM today";
   for (const MethodSpec& spec : gpu_methods(none, {})) {
     if (spec.name.ends_with("/nccl")) {
       EXPECT_EQ(spec.unavailable, "no NCCL today");
+    }
+    if (spec.name.ends_with("/nvshmem")) {
+      EXPECT_EQ(spec.unavailable, "no NVSHMEM today");
     }
     if (spec.name == "memcpy") {
       EXPECT_EQ(spec.unavailable, "");

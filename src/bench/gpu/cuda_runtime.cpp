@@ -13,6 +13,7 @@
 #include "cuda_check.h"
 #include "kernels.h"
 #include "nccl_exchange.h"
+#include "put_exchange.h"
 #include "runtime.h"
 
 namespace shunt::bench {
@@ -138,8 +139,15 @@ GpuRuntime cuda_runtime(const GpuTerms& terms) {
     // A rank that does not come is reported by the ranks' own meeting first, which has the same deadline.
     return std::make_unique<CudaStream>(limit, context.settings.deadline + std::chrono::seconds(2));
   };
-  runtime.exchange_unavailable = nccl_unavailable();
-  runtime.make_exchange = make_nccl_exchange;
+  runtime.of(Carrier::nccl) = {.unavailable = nccl_unavailable(), .unsuited = {}, .make = make_nccl_exchange};
+  // Whether the library can be loaded is found out by the transport that it is.
+  runtime.of(Carrier::nvshmem) = {
+      .unavailable =
+          SHUNT_HAVE_NVSHMEM != 0
+              ? ""
+              : "this build has no NVSHMEM (Python wheel nvidia-nvshmem-cu13, CMake option SHUNT_NVSHMEM)",
+      .unsuited = nvshmem_unsuited,
+      .make = make_nvshmem_exchange};
   return runtime;
 }
 

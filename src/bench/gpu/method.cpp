@@ -63,7 +63,8 @@ void GpuMethod::run_or_abort(std::int32_t phase, const std::function<void()>& wo
   try {
     phases_.run(phase, work, device_only);
   } catch (...) {
-    if (rank_->exchange != nullptr) rank_->exchange->abort();
+    for (const auto& exchange : rank_->exchanges)
+      if (exchange != nullptr) exchange->abort();
     throw;
   }
 }

@@ -107,6 +107,7 @@ class GpuMethod : public SplitMethod {
 struct PackedWay {
   bool padded = false;
   bool on_cpu = false;
+  Carrier carrier = Carrier::nccl;
 };
 [[nodiscard]] std::unique_ptr<Method> make_gpu_packed_method(const MethodContext& context, GpuRanks& ranks,
                                                              const GpuTerms& terms, const PackedWay& way);

@@ -28,7 +28,7 @@ class GpuPackedMethod final : public GpuMethod {
                   const GpuTerms& terms, const PackedWay& way)
       : GpuMethod(context, rank, terms, way.padded && !way.on_cpu),
         way_(way),
-        exchange_(ranks.exchange(context, *rank)),
+        exchange_(ranks.exchange(context, *rank, way.carrier)),
         cpu_(way.on_cpu ? make_cpu_pack_device() : nullptr),
         work_(way.on_cpu ? *cpu_ : *device_),
         experts_(point().num_experts),
@@ -50,17 +50,17 @@ class GpuPackedMethod final : public GpuMethod {
       work_.write(work_ids_.work, routing_.ids.data(), selections_ * 4);
       work_.write(work_weights_.work, routing_.weights.data(), selections_ * 4);
     }
-    send_rows_ = pair(nullptr, send_slots_ * workload_.row_bytes());
-    send_scales_ = pair(nullptr, send_slots_ * workload_.scale_bytes());
-    send_ids_ = pair(nullptr, send_slots_ * 4);
-    receive_rows_ = pair(nullptr, receive_slots_ * workload_.row_bytes());
-    receive_scales_ = pair(nullptr, receive_slots_ * workload_.scale_bytes());
-    receive_ids_ = pair(nullptr, receive_slots_ * 4);
+    send_rows_ = moved(send_slots_ * workload_.row_bytes());
+    send_scales_ = moved(send_slots_ * workload_.scale_bytes());
+    send_ids_ = moved(send_slots_ * 4);
+    receive_rows_ = moved(receive_slots_ * workload_.row_bytes());
+    receive_scales_ = moved(receive_slots_ * workload_.scale_bytes());
+    receive_ids_ = moved(receive_slots_ * 4);
     rows_ = pair(nullptr, most * workload_.row_bytes());
     row_scales_ = pair(nullptr, most * workload_.scale_bytes());
     outputs_ = pair(nullptr, most * workload_.out_row_bytes());
-    back_ = pair(nullptr, receive_slots_ * workload_.out_row_bytes());
-    results_ = pair(nullptr, send_slots_ * workload_.out_row_bytes());
+    back_ = moved(receive_slots_ * workload_.out_row_bytes());
+    results_ = moved(send_slots_ * workload_.out_row_bytes());
     send_input_ = {.selections = {.ids = work_ids_.work,
                                   .wide = false,
                                   .num_tokens = routing_.num_tokens,
@@ -87,14 +87,15 @@ class GpuPackedMethod final : public GpuMethod {
     receive_plan_.counts = reinterpret_cast<std::int32_t*>(counts_.work);
     workspace_ = work_.allocate(
         std::max(cuda::plan_workspace_bytes(send_input_), cuda::plan_workspace_bytes(receive_input_)));
-    send_starts_ = pair(nullptr, (experts_ + 1) * 4);
-    arriving_ = static_cast<std::int32_t*>(device_->allocate(std::int64_t{ranks_} * (local_ + 1) * 4));
-    host_starts_.assign(at(experts_) + 1, 0);
-    host_arriving_.assign(at(std::int64_t{ranks_} * (local_ + 1)), 0);
+    send_starts_ = moved((experts_ + 1) * 4);
+    all_starts_ = reinterpret_cast<std::int32_t*>(moved(std::int64_t{ranks_} * (experts_ + 1) * 4).wire);
+    host_starts_.assign(at(std::int64_t{ranks_} * (experts_ + 1)), 0);
     from_.assign(at(ranks_) + 1, 0);
-    for (std::int32_t e = 0; way_.padded && e <= experts_; ++e)
-      host_starts_[at(e)] = static_cast<std::int32_t>(e * slots_);
-    for (std::int32_t r = 0; way_.padded && r <= ranks_; ++r) from_[at(r)] = r * local_ * slots_;
+    for (std::int32_t r = 0; way_.padded && r < ranks_; ++r) {
+      for (std::int32_t e = 0; e <= experts_; ++e)
+        host_starts_[at(r * std::int64_t{experts_ + 1} + e)] = static_cast<std::int32_t>(e * slots_);
+      from_[at(r) + 1] = (r + 1) * local_ * slots_;
+    }
   }
 
   void start_dispatch() override {
@@ -125,7 +126,7 @@ class GpuPackedMethod final : public GpuMethod {
 
   void finish_dispatch() override {
     if (!way_.padded) exchange_counts();
-    const std::int64_t sent = host_starts_.back();
+    const std::int64_t sent = sent_rows();
     to_device(send_rows_, sent * workload_.row_bytes());
     to_device(send_scales_, sent * workload_.scale_bytes());
     to_device(send_ids_, sent * 4);
@@ -168,7 +169,7 @@ class GpuPackedMethod final : public GpuMethod {
 
   void finish_combine() override {
     move_results();
-    from_device(results_, host_starts_.back() * workload_.out_row_bytes());
+    from_device(results_, sent_rows() * workload_.out_row_bytes());
     mark(Inner::combine_exchange);
     cuda::Combine combine;
     combine.rows = out_rows(results_.work);
@@ -216,6 +217,8 @@ class GpuPackedMethod final : public GpuMethod {
     made.work = way_.on_cpu ? static_cast<std::byte*>(work_.allocate(bytes)) : made.wire;
     return made;
   }
+  /// Memory that the exchange moves from or to.
+  Pair moved(std::int64_t bytes) { return pair(exchange_.allocate(bytes), bytes); }
   void to_device(const Pair& pair, std::int64_t bytes) {
     if (way_.on_cpu && bytes > 0) device_->write(pair.wire, pair.work, bytes);
   }
@@ -233,48 +236,60 @@ class GpuPackedMethod final : public GpuMethod {
             .status = static_cast<cuda::PlanStatus*>(work_.allocate(sizeof(cuda::PlanStatus)))};
   }
 
-  /// Each source tells an owner where the rows of its experts start; both then know how many bytes travel.
+  /// Each source tells all where its rows of every expert start; they then know how many bytes travel, and to where.
   void exchange_counts() {
     work_.copy(send_starts_.work, send_plan_.starts, (experts_ + 1) * 4);
     to_device(send_starts_, (experts_ + 1) * 4);
     sends_.clear();
     receives_.clear();
+    const std::int64_t entries = experts_ + 1;
     for (std::int32_t peer = 0; peer < ranks_; ++peer) {
-      const ExpertPartition& partition = workload_.partition();
-      sends_.push_back(
-          {peer, send_starts_.wire + partition.first(peer) * 4, (partition.count(peer) + 1) * 4});
-      receives_.push_back({peer, arriving_ + std::int64_t{peer} * (local_ + 1), (local_ + 1) * 4});
+      sends_.push_back({peer, send_starts_.wire, entries * 4, all_starts_ + id_ * entries});
+      receives_.push_back({peer, all_starts_ + peer * entries, entries * 4});
     }
     exchange_.exchange(sends_, receives_, *rank_->stream);
-    device_->read(host_starts_.data(), send_starts_.wire, (experts_ + 1) * 4);
-    device_->read(host_arriving_.data(), arriving_, static_cast<std::int64_t>(host_arriving_.size()) * 4);
-    for (std::int32_t source = 0; source < ranks_; ++source) {
-      const std::int64_t row = std::int64_t{source} * (local_ + 1);
-      from_[at(source) + 1] = from_[at(source)] + host_arriving_[at(row + local_)] - host_arriving_[at(row)];
-    }
-    if (host_starts_.back() > send_slots_ || from_.back() != receive_slots_)
+    device_->read(host_starts_.data(), all_starts_, static_cast<std::int64_t>(host_starts_.size()) * 4);
+    for (std::int32_t source = 0; source < ranks_; ++source)
+      from_[at(source) + 1] = from_[at(source)] + rows_of(source, id_);
+    if (sent_rows() > send_slots_ || from_.back() != receive_slots_)
       throw Error(Errc::check_failed,
                   fmt::format("rank {} is to send {} rows and to receive {}; the routing says {} and {}", id_,
-                              host_starts_.back(), from_.back(), send_slots_, receive_slots_));
+                              sent_rows(), from_.back(), send_slots_, receive_slots_));
     mark(Inner::count_exchange);
   }
 
-  /// Rows of `owner` among those that this rank sends: where they begin, and how many.
-  [[nodiscard]] std::int64_t begin_of(std::int32_t owner) const {
-    return host_starts_[at(workload_.partition().first(owner))];
+  [[nodiscard]] std::int64_t start(std::int32_t source, std::int32_t expert) const {
+    return host_starts_[at(source * std::int64_t{experts_ + 1} + expert)];
   }
-  [[nodiscard]] std::int64_t rows_of(std::int32_t owner) const {
+  [[nodiscard]] std::int64_t sent_rows() const { return start(id_, experts_); }
+  /// Rows of `owner` among those that `source` sends: where they begin, and how many.
+  [[nodiscard]] std::int64_t begin_of(std::int32_t source, std::int32_t owner) const {
+    return start(source, workload_.partition().first(owner));
+  }
+  [[nodiscard]] std::int64_t rows_of(std::int32_t source, std::int32_t owner) const {
     const ExpertPartition& partition = workload_.partition();
-    return host_starts_[at(partition.first(owner) + partition.count(owner))] - begin_of(owner);
+    return start(source, partition.first(owner) + partition.count(owner)) - begin_of(source, owner);
+  }
+  /// The first row of this rank among those that `owner` receives.
+  [[nodiscard]] std::int64_t landing(std::int32_t owner) const {
+    std::int64_t row = 0;
+    for (std::int32_t source = 0; source < id_; ++source) row += rows_of(source, owner);
+    return row;
+  }
+  /// Bytes of blocks of rows between any two ranks, padded.
+  [[nodiscard]] bool move_blocks(const Pair& send, const Pair& receive, std::int64_t bytes) {
+    return way_.padded &&
+           exchange_.all_to_all(send.wire, receive.wire, local_ * slots_ * bytes, *rank_->stream);
   }
 
   void move_rows() {
     sends_.clear();
     receives_.clear();
     const auto add = [&](const Pair& send, const Pair& receive, std::int64_t bytes) {
-      if (bytes == 0) return;
+      if (bytes == 0 || move_blocks(send, receive, bytes)) return;
       for (std::int32_t peer = 0; peer < ranks_; ++peer) {
-        sends_.push_back({peer, send.wire + begin_of(peer) * bytes, rows_of(peer) * bytes});
+        sends_.push_back({peer, send.wire + begin_of(id_, peer) * bytes, rows_of(id_, peer) * bytes,
+                          receive.wire + landing(peer) * bytes});
         receives_.push_back(
             {peer, receive.wire + from_[at(peer)] * bytes, (from_[at(peer) + 1] - from_[at(peer)]) * bytes});
       }
@@ -282,17 +297,19 @@ class GpuPackedMethod final : public GpuMethod {
     add(send_rows_, receive_rows_, workload_.row_bytes());
     add(send_scales_, receive_scales_, workload_.scale_bytes());
     add(send_ids_, receive_ids_, 4);
-    exchange_.exchange(sends_, receives_, *rank_->stream);
+    if (!sends_.empty()) exchange_.exchange(sends_, receives_, *rank_->stream);
   }
 
   void move_results() {
     sends_.clear();
     receives_.clear();
     const std::int64_t bytes = workload_.out_row_bytes();
+    if (move_blocks(back_, results_, bytes)) return;
     for (std::int32_t peer = 0; peer < ranks_; ++peer) {
-      sends_.push_back(
-          {peer, back_.wire + from_[at(peer)] * bytes, (from_[at(peer) + 1] - from_[at(peer)]) * bytes});
-      receives_.push_back({peer, results_.wire + begin_of(peer) * bytes, rows_of(peer) * bytes});
+      sends_.push_back({peer, back_.wire + from_[at(peer)] * bytes,
+                        (from_[at(peer) + 1] - from_[at(peer)]) * bytes,
+                        results_.wire + begin_of(peer, id_) * bytes});
+      receives_.push_back({peer, results_.wire + begin_of(id_, peer) * bytes, rows_of(id_, peer) * bytes});
     }
     exchange_.exchange(sends_, receives_, *rank_->stream);
   }
@@ -314,13 +331,12 @@ class GpuPackedMethod final : public GpuMethod {
   Pair rows_, row_scales_, outputs_;                  ///< By expert, then source
   Pair back_, results_;                               ///< As receive_rows_ and send_rows_
   Pair starts_, counts_, send_starts_;
-  std::int32_t* arriving_ = nullptr;  ///< [R, L + 1]
+  std::int32_t* all_starts_ = nullptr;  ///< [R, E + 1] by source
   cuda::PlanInput send_input_, receive_input_;
   cuda::Plan send_plan_, receive_plan_;
   void* workspace_ = nullptr;
-  std::vector<std::int32_t> host_starts_;    ///< [E + 1]
-  std::vector<std::int32_t> host_arriving_;  ///< [R, L + 1]
-  std::vector<std::int64_t> from_;           ///< [R + 1] first row from each source
+  std::vector<std::int32_t> host_starts_;  ///< [R, E + 1] by source
+  std::vector<std::int64_t> from_;         ///< [R + 1] first row from each source
   std::vector<SendPiece> sends_;
   std::vector<ReceivePiece> receives_;
 };
@@ -373,9 +389,14 @@ std::unique_ptr<Method> make_gpu_packed_method(const MethodContext& context, Gpu
   if (context.workload.point().dp_size != 1)
     throw Error(Errc::unavailable,
                 fmt::format("it is for --dp-size 1, not {}", context.workload.point().dp_size));
+  const Point& point = context.workload.point();
+  if (way.padded && way.carrier == Carrier::nvshmem && point.num_experts % point.ranks != 0)
+    throw Error(Errc::unavailable,
+                fmt::format("its all-to-all has blocks of one size, and {} experts on {} ranks are not",
+                            point.num_experts, point.ranks));
   const std::shared_ptr<GpuRank> rank = ranks.find(context);
   // Collective, so before anything that may fail on one rank alone.
-  static_cast<void>(ranks.exchange(context, *rank));
+  static_cast<void>(ranks.exchange(context, *rank, way.carrier));
   return std::make_unique<GpuPackedMethod>(context, ranks, rank, terms, way);
 }
 

@@ -16,12 +16,6 @@ std::string torch_on_gpu_unavailable() {
   return torch_unavailable();
 }
 
-MethodSpec absent(const char* name, const char* summary, const char* reason) {
-  MethodSpec spec{.name = name, .summary = summary};
-  spec.unavailable = reason;
-  return spec;
-}
-
 }  // namespace
 
 std::vector<MethodSpec> gpu_methods(const GpuRuntime& runtime, const GpuTerms& terms) {
@@ -48,8 +42,10 @@ std::vector<MethodSpec> gpu_methods(const GpuRuntime& runtime, const GpuTerms& t
   };
   const auto packed = [&](const char* name, const char* summary, const PackedWay& way) {
     MethodSpec spec{.name = name, .summary = summary};
-    spec.unavailable = runtime.exchange_unavailable;
-    spec.opens_sockets = true;
+    spec.unavailable = runtime.of(way.carrier).unavailable;
+    spec.unsuited = runtime.of(way.carrier).unsuited;
+    // Those of NVSHMEM are the transport's, which is there already.
+    spec.opens_sockets = way.carrier == Carrier::nccl;
     spec.make = [ranks, terms, way](const MethodContext& context) {
       return make_gpu_packed_method(context, *ranks, terms, way);
     };
@@ -74,10 +70,8 @@ std::vector<MethodSpec> gpu_methods(const GpuRuntime& runtime, const GpuTerms& t
   add(std::move(copy));
   shunt("empty", "floor: the step of shunt with zero tokens", {}, true);
   packed("cuda/nccl", "our pack kernels, counts and exact bytes by ncclSend and ncclRecv", {});
-  packed("cpu/nccl", "the same, packed by the CPU, with copies from and to the GPU",
-         {.padded = false, .on_cpu = true});
-  packed("dense/nccl", "every (rank, expert) block padded to the worst case, by NCCL",
-         {.padded = true, .on_cpu = false});
+  packed("cpu/nccl", "the same, packed by the CPU, with copies from and to the GPU", {.on_cpu = true});
+  packed("dense/nccl", "every (rank, expert) block padded to the worst case, by NCCL", {.padded = true});
   MethodSpec torch{.name = "torch",
                    .summary =
                        "PyTorch in a process of each rank, all_to_all_single by NCCL; timed by the "
@@ -90,8 +84,11 @@ std::vector<MethodSpec> gpu_methods(const GpuRuntime& runtime, const GpuTerms& t
   torch.shared_sizes = torch_sizes;
   torch.make = make_torch_method;
   add(std::move(torch));
-  for (const char* name : {"cpu/nvshmem", "cuda/nvshmem", "dense/nvshmem"})
-    add(absent(name, "the same by NVSHMEM", "this build has no NVSHMEM methods"));
+  packed("cuda/nvshmem", "as cuda/nccl, every piece put with a signal by NVSHMEM on the stream",
+         {.carrier = Carrier::nvshmem});
+  packed("cpu/nvshmem", "as cpu/nccl, likewise", {.on_cpu = true, .carrier = Carrier::nvshmem});
+  packed("dense/nvshmem", "as dense/nccl, by nvshmemx_alltoallmem_on_stream",
+         {.padded = true, .carrier = Carrier::nvshmem});
   return all;
 }
 

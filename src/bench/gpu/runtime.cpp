@@ -24,9 +24,10 @@ std::shared_ptr<GpuRank> GpuRanks::find(const MethodContext& context) {
   return rank;
 }
 
-GpuExchange& GpuRanks::exchange(const MethodContext& context, GpuRank& rank) {
-  if (rank.exchange == nullptr) rank.exchange = runtime_.make_exchange(context);
-  return *rank.exchange;
+GpuExchange& GpuRanks::exchange(const MethodContext& context, GpuRank& rank, Carrier carrier) {
+  std::unique_ptr<GpuExchange>& exchange = rank.exchanges.at(static_cast<std::size_t>(carrier));
+  if (exchange == nullptr) exchange = runtime_.of(carrier).make(context);
+  return *exchange;
 }
 
 void GpuPhases::settle() {

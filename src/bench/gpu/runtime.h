@@ -46,6 +46,9 @@ struct SendPiece {
   std::int32_t peer = 0;
   const void* data = nullptr;
   std::int64_t bytes = 0;
+  /// Where it lands at the peer, as the address in this rank's memory of the same allocate(); for exchanges that have
+  /// memory of their own.
+  void* to = nullptr;
 };
 struct ReceivePiece {
   std::int32_t peer = 0;
@@ -63,15 +66,41 @@ class GpuExchange {
                         GpuStream& stream) = 0;
   /// Ends what is under way, which a peer that is gone would hold for ever; nothing may be exchanged afterwards.
   virtual void abort() noexcept {}
+  /// Collective. Memory that pieces must lie in, at least as much as the rank with the most asks for; the exchange's own,
+  /// for its life. Null: pieces may lie in any memory of the device.
+  [[nodiscard]] virtual std::byte* allocate(std::int64_t bytes) {
+    static_cast<void>(bytes);
+    return nullptr;
+  }
+  /// Collective. `bytes` to every rank and from every rank, blocks in the order of ranks. False: it has no call for that,
+  /// and nothing was done.
+  [[nodiscard]] virtual bool all_to_all(const void* from, void* to, std::int64_t bytes, GpuStream& stream) {
+    static_cast<void>(from), static_cast<void>(to), static_cast<void>(bytes), static_cast<void>(stream);
+    return false;
+  }
+};
+
+/// Whose calls an exchange makes.
+enum class Carrier : std::uint8_t { nccl, nvshmem };
+inline constexpr std::size_t kCarriers = 2;
+
+/// How methods get exchanges of one library.
+struct GpuExchanges {
+  std::string unavailable;                                  ///< Why this build or machine has none
+  std::function<std::string(const Transport&)> unsuited{};  ///< As MethodSpec::unsuited
+  /// Collective. Errors: Errc::unavailable with the reason, on every rank.
+  std::function<std::unique_ptr<GpuExchange>(const MethodContext&)> make;
 };
 
 /// What the methods of a GPU run on.
 struct GpuRuntime {
   std::string unavailable;  ///< Why nothing of it can run here; empty where it can
   std::function<std::unique_ptr<GpuStream>(const MethodContext&)> make_stream;
-  /// Errors: Errc::unavailable with the reason, on every rank.
-  std::function<std::unique_ptr<GpuExchange>(const MethodContext&)> make_exchange;
-  std::string exchange_unavailable;
+  std::array<GpuExchanges, kCarriers> exchanges;  ///< By Carrier
+  [[nodiscard]] GpuExchanges& of(Carrier carrier) { return exchanges.at(static_cast<std::size_t>(carrier)); }
+  [[nodiscard]] const GpuExchanges& of(Carrier carrier) const {
+    return exchanges.at(static_cast<std::size_t>(carrier));
+  }
 };
 
 /// How phases are run and timed.
@@ -92,7 +121,7 @@ struct GpuTerms {
 struct GpuRank {
   /// Made when the first method asks for it. It goes last: NCCL's communicator waits, when it is destroyed, for the graphs
   /// that its calls were captured into, and those are the stream's.
-  std::unique_ptr<GpuExchange> exchange;
+  std::array<std::unique_ptr<GpuExchange>, kCarriers> exchanges;
   std::unique_ptr<GpuStream> stream;
 };
 
@@ -102,8 +131,8 @@ class GpuRanks {
   explicit GpuRanks(GpuRuntime runtime);
   ~GpuRanks();
   [[nodiscard]] std::shared_ptr<GpuRank> find(const MethodContext& context);
-  /// Collective. Errors: those of GpuRuntime::make_exchange.
-  [[nodiscard]] GpuExchange& exchange(const MethodContext& context, GpuRank& rank);
+  /// Collective. Errors: those of GpuExchanges::make.
+  [[nodiscard]] GpuExchange& exchange(const MethodContext& context, GpuRank& rank, Carrier carrier);
   [[nodiscard]] const GpuRuntime& runtime() const noexcept { return runtime_; }
 
  private:

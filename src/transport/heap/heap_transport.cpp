@@ -7,6 +7,7 @@
 
 #include <shunt/core/error.h>
 #include <shunt/core/host.h>
+#include <shunt/transport/stream_puts.h>
 
 namespace shunt::heap {
 namespace {
@@ -283,3 +284,12 @@ void HeapTransport::fence() {
 }
 
 }  // namespace shunt::heap
+
+namespace shunt {
+
+StreamPuts* stream_puts(const Transport& transport) noexcept {
+  const auto* const heap = dynamic_cast<const heap::HeapTransport*>(&transport);
+  return heap == nullptr ? nullptr : heap->stream_puts();
+}
+
+}  // namespace shunt

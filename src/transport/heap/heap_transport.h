@@ -61,6 +61,8 @@ class HeapTransport final : public Transport, private WaitBreaker {
     return make_engine_ == nullptr ? nullptr : make_engine_(*heap_, world_);
   }
 
+  [[nodiscard]] StreamPuts* stream_puts() const noexcept { return heap_->stream_puts(); }
+
   /// Allocations that may exist at a time, those that not all ranks have released included.
   static constexpr std::int32_t kSlots = 512;
   static constexpr std::int64_t kStagingBytes = std::int64_t{1} << 20;

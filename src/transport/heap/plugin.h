@@ -40,7 +40,7 @@ struct PluginTable {
   void* (*make_engine)(SymmetricHeap&, const World&) = nullptr;
 };
 
-inline constexpr const char* kPluginBuild = "shunt heap plugin 2";
+inline constexpr const char* kPluginBuild = "shunt heap plugin 3";
 /// Name of the function of a plugin, extern "C", that returns its const PluginTable*.
 inline constexpr const char* kPluginFunction = "shunt_heap_plugin";
 

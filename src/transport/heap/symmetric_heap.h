@@ -6,6 +6,10 @@
 #include <string_view>
 #include <vector>
 
+namespace shunt {
+class StreamPuts;
+}  // namespace shunt
+
 namespace shunt::heap {
 
 /// What HeapTransport needs of a library that gives all ranks symmetric GPU memory, across nodes too: NVSHMEM, windows of
@@ -49,6 +53,9 @@ class SymmetricHeap {
   [[nodiscard]] virtual std::uint64_t load_signal(const std::byte* word) = 0;
   /// Returns when everything started has left its source, and will arrive without further calls.
   virtual void quiet() = 0;
+
+  /// The library's calls for streams of others, or null: it has none.
+  [[nodiscard]] virtual StreamPuts* stream_puts() noexcept { return nullptr; }
 
   /// Collective where `together`; else some rank is gone and nothing that waits for others may be called. Afterwards only
   /// destruction is allowed.

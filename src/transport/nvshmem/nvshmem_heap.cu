@@ -139,6 +139,35 @@ void NvshmemHeap::quiet() {
   queue_->synchronize();
 }
 
+// An address of the own part names the same object on every PE.
+void NvshmemHeap::put_signal(std::int32_t peer, const SymmetricBuffer& to, std::int64_t offset,
+                             const void* from, std::int64_t bytes, const SymmetricBuffer& words,
+                             std::int64_t word, std::uint64_t value, void* stream) {
+  auto* const signal = reinterpret_cast<std::uint64_t*>(words.local + word);
+  auto* const queue = static_cast<cudaStream_t>(stream);
+  if (bytes == 0) {
+    nvshmemx_signal_op_on_stream(signal, value, NVSHMEM_SIGNAL_SET, peer, queue);
+    return;
+  }
+  // "NVSHMEM_PUT_SIGNAL_NBI": the signal is updated after the data of the same call has been delivered.
+  nvshmemx_putmem_signal_nbi_on_stream(to.local + offset, from, static_cast<std::size_t>(bytes), signal,
+                                       value, NVSHMEM_SIGNAL_SET, peer, queue);
+}
+
+void NvshmemHeap::wait(const SymmetricBuffer& words, std::int64_t word, std::uint64_t value, void* stream) {
+  nvshmemx_signal_wait_until_on_stream(reinterpret_cast<std::uint64_t*>(words.local + word), NVSHMEM_CMP_GE,
+                                       value, static_cast<cudaStream_t>(stream));
+}
+
+void NvshmemHeap::all_to_all(const SymmetricBuffer& to, std::int64_t offset, const void* from,
+                             std::int64_t bytes, void* stream) {
+  const int status =
+      nvshmemx_alltoallmem_on_stream(NVSHMEM_TEAM_WORLD, to.local + offset, from,
+                                     static_cast<std::size_t>(bytes), static_cast<cudaStream_t>(stream));
+  if (status != 0)
+    throw Error(Errc::internal, "nvshmemx_alltoallmem_on_stream: status " + std::to_string(status));
+}
+
 void NvshmemHeap::close(bool together) noexcept {
   started.in_use = false;
   started.closed_together = together;

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <shunt/transport/stream_puts.h>
+
 #include "heap/gpu_queue.h"
 #include "heap/symmetric_heap.h"
 
@@ -15,7 +17,7 @@ namespace shunt::nvshmem {
 /// NVSHMEM has one PE in a process and may not be started again once it is finalised ("Execution Model": a later
 /// initialisation is undefined), so the first heap of a process starts it and later ones, which must be of the same rank
 /// and size, go on with it. It is finalised when the process exits, if the last heap was closed together with all others.
-class NvshmemHeap final : public heap::SymmetricHeap {
+class NvshmemHeap final : public heap::SymmetricHeap, private StreamPuts {
  public:
   explicit NvshmemHeap(const heap::HeapOptions& options);
   ~NvshmemHeap() override;
@@ -33,9 +35,16 @@ class NvshmemHeap final : public heap::SymmetricHeap {
   void put_signal(std::int32_t peer, std::int32_t slot, std::int64_t offset, std::uint64_t value) override;
   [[nodiscard]] std::uint64_t load_signal(const std::byte* word) override;
   void quiet() override;
+  [[nodiscard]] StreamPuts* stream_puts() noexcept override { return this; }
   void close(bool together) noexcept override;
 
  private:
+  void put_signal(std::int32_t peer, const SymmetricBuffer& to, std::int64_t offset, const void* from,
+                  std::int64_t bytes, const SymmetricBuffer& words, std::int64_t word, std::uint64_t value,
+                  void* stream) override;
+  void wait(const SymmetricBuffer& words, std::int64_t word, std::uint64_t value, void* stream) override;
+  void all_to_all(const SymmetricBuffer& to, std::int64_t offset, const void* from, std::int64_t bytes,
+                  void* stream) override;
   [[nodiscard]] std::byte* memory(std::int32_t slot) const {
     return memory_.at(static_cast<std::size_t>(slot));
   }
