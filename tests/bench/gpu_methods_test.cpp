@@ -382,10 +382,10 @@ TEST_F(GpuPhasesTest, RunPlainlyTheFirstTimeAndThenBehindTheGate) {
 TEST_F(GpuPhasesTest, CaptureOnceAndReplay) {
   GpuPhases all = phases({.graph = true, .gate = false});
   EXPECT_EQ(run(all, 0, true), "0w1s");
-  EXPECT_EQ(run(all, 0, true), "[w]0ra1s");
+  EXPECT_EQ(run(all, 0, true), "[w]m0ra1s");
   EXPECT_EQ(run(all, 0, true), "0ra1s");
   EXPECT_EQ(run(all, 3, true), "0w1s");
-  EXPECT_EQ(run(all, 3, true), "[w]0rb1s");
+  EXPECT_EQ(run(all, 3, true), "[w]m0rb1s");
   EXPECT_EQ(run(all, 0, true), "0ra1s");
   EXPECT_EQ(run(all, 4, false), "0w1s");
   EXPECT_EQ(run(all, 4, false), "0w1s");

@@ -155,6 +155,9 @@ void AllToAll::Impl::allocate(std::chrono::milliseconds deadline) {
                     error.what(), config.max_tokens, config.max_recv_rows));
   }
   connect(deadline);
+  // A rank that comes back from here may launch kernels that wait. On a GPU that ranks share, what the others still load,
+  // copy and allocate could stand behind those.
+  collectives->barrier(deadline);
 }
 
 /// Tables, the net, and what is not 0 at the start.
@@ -269,7 +272,8 @@ Agreement AllToAll::Impl::agree(const Error& loss) {
 void AllToAll::Impl::recover(const Error& loss) {
   // Dead unless everything below succeeds: what throws here may leave ranks with different memory.
   stage = Stage::dead;
-  engine->wait_idle();
+  // A kernel that waits ends at its deadline, and those behind it, which could wait as long, do nothing then.
+  engine->wait_idle(2 * config.deadline);
   const auto deadline = std::min<std::chrono::milliseconds>(kSetupDeadline, 2 * config.deadline);
   Error last = loss;
   std::int64_t highest = completed();

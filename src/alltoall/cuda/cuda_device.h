@@ -3,8 +3,15 @@
 // What every engine on CUDA streams has: memory that the host sees, copies, launches. For nvcc only.
 #include <cuda_runtime.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include <shunt/core/error.h>
 
 #include "frame.h"
 #include "pack/cuda/cuda_launcher.h"
@@ -34,18 +41,40 @@ class CudaDevice {
     void* on_device = nullptr;
     require("cudaHostGetDevicePointer", cudaHostGetDevicePointer(&on_device, memory, 0));
     status_on_device_ = static_cast<Status*>(on_device);
+    require("cudaStreamCreate", cudaStreamCreateWithFlags(&uploads_, cudaStreamNonBlocking));
   }
-  ~CudaDevice() { cudaFreeHost(status_); }
+  ~CudaDevice() {
+    static_cast<void>(cudaStreamDestroy(uploads_));
+    static_cast<void>(cudaFreeHost(status_));
+  }
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
 
   [[nodiscard]] Status* status() { return status_; }
   [[nodiscard]] Status* status_on_device() { return status_on_device_; }
-  static void wait_idle() { require("cudaDeviceSynchronize", cudaDeviceSynchronize()); }
-  static void upload(void* to, const void* from, std::int64_t bytes) {
-    require("cudaMemcpy", cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice));
-    // Pageable memory may still be on its way when the copy returns, and streams of the caller do not wait for it.
-    require("cudaStreamSynchronize", cudaStreamSynchronize(nullptr));
+  /// CUDA can ask a stream or an event without waiting, but not a device, and the streams are the caller's, who may have
+  /// destroyed them: so a thread waits. One that is left behind ends with the kernels.
+  static void wait_idle(std::chrono::milliseconds deadline) {
+    int device = 0;
+    require("cudaGetDevice", cudaGetDevice(&device));
+    const auto waited = std::make_shared<std::promise<cudaError_t>>();
+    std::future<cudaError_t> outcome = waited->get_future();
+    std::thread([device, waited] {
+      const cudaError_t chosen = cudaSetDevice(device);
+      waited->set_value(chosen == cudaSuccess ? cudaDeviceSynchronize() : chosen);
+    }).detach();
+    if (outcome.wait_for(deadline) != std::future_status::ready)
+      throw Error(Errc::timeout, "the GPU still runs kernels of this process " +
+                                     std::to_string(deadline.count()) +
+                                     " ms after a rank was lost, so AllToAll cannot move to other memory");
+    require("cudaDeviceSynchronize", outcome.get());
+  }
+  /// On a stream that waits for no other: the default one waits for kernels of ranks that share the GPU.
+  void upload(void* to, const void* from, std::int64_t bytes) {
+    require("cudaMemcpyAsync",
+            cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, uploads_));
+    // Streams of the caller do not wait for it.
+    require("cudaStreamSynchronize", cudaStreamSynchronize(uploads_));
   }
   [[nodiscard]] static LoadingLauncher loader() { return {}; }
   [[nodiscard]] static CudaLauncher launcher(Stream stream) { return CudaLauncher(stream); }
@@ -53,6 +82,7 @@ class CudaDevice {
  private:
   Status* status_ = nullptr;
   Status* status_on_device_ = nullptr;
+  cudaStream_t uploads_ = nullptr;
 };
 
 }  // namespace shunt::cuda::detail

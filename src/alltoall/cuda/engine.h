@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -32,8 +33,8 @@ class Engine {
   /// this rank reaches them, null where it cannot or the rank is masked.
   virtual void connect(const SymmetricBuffer& memory, std::span<std::byte* const> peers,
                        const Frame& frame) = 0;
-  /// Waits until no kernel of this process runs on the device.
-  virtual void wait_idle() = 0;
+  /// Waits until no kernel of this process runs on the device. Errors: timeout at the deadline.
+  virtual void wait_idle(std::chrono::milliseconds deadline) = 0;
   /// Copies to device memory; done on return.
   virtual void upload(void* to, const void* from, std::int64_t bytes) = 0;
 

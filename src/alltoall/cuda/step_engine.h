@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,7 +13,7 @@
 namespace shunt::cuda::detail {
 
 /// The engine of a net on a device. Device has launcher(stream), a launcher for steps.h; status() and status_on_device();
-/// upload(to, from, bytes); wait_idle(); connect(memory, peers, frame), which returns the net; and, where kernels have to be
+/// upload(to, from, bytes); wait_idle(deadline); connect(memory, peers, frame), which returns the net; and, where kernels have to be
 /// loaded before the first one waits, loader(), a launcher that does so. On GPUs it is compiled by nvcc.
 template <class Net, class Device>
 class StepEngine final : public Engine {
@@ -27,7 +28,7 @@ class StepEngine final : public Engine {
     net_ = device_->connect(memory, peers, frame);
     if constexpr (requires { device_->loader(); }) load_kernels(frame);
   }
-  void wait_idle() override { device_->wait_idle(); }
+  void wait_idle(std::chrono::milliseconds deadline) override { device_->wait_idle(deadline); }
   void upload(void* to, const void* from, std::int64_t bytes) override { device_->upload(to, from, bytes); }
 
   void dispatch_send(const Frame& frame, const SendCall& call, Stream stream) override {

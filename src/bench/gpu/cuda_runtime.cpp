@@ -108,6 +108,9 @@ class CudaStream final : public GpuStream {
     cudaGraphDestroy(graph);
     cuda_require("cudaGraphInstantiate", made);
     graphs_.push_back(ready);
+    // Else the first launch does it, which may wait for the kernel of another rank that waits for this one.
+    cuda_require("cudaGraphUpload", cudaGraphUpload(ready, stream_));
+    cuda_require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
     return static_cast<std::int32_t>(graphs_.size()) - 1;
   }
   void replay(std::int32_t graph) override {

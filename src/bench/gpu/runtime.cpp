@@ -43,6 +43,7 @@ void GpuPhases::run(std::int32_t phase, const std::function<void()>& work, bool 
     stream_.begin_capture();
     work();
     state.graph = stream_.end_capture();
+    meet_();  // every rank's graph is on its GPU before one of them waits for another
   }
   struct Gate {
     GpuStream& stream;

@@ -62,7 +62,7 @@ class EmulatedDevice {
       : machine_(&machine), rank_(rank), recording_(recording) {}
   [[nodiscard]] shunt::cuda::detail::Status* status() { return &status_; }
   [[nodiscard]] shunt::cuda::detail::Status* status_on_device() { return &status_; }
-  static void wait_idle() {}
+  static void wait_idle(std::chrono::milliseconds /*deadline*/) {}
   static void upload(void* to, const void* from, std::int64_t bytes) {
     std::memcpy(to, from, static_cast<std::size_t>(bytes));
   }

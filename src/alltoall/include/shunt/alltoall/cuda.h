@@ -94,8 +94,15 @@ struct AllToAllOptions {
 ///            back to the tokens' ranks. Where peers cannot be stored to, the net's put carries the same bytes.
 /// Config:    movement and path must be automatic; presum, check_messages, check_replicas and record_waits are refused.
 /// Order:     the calls of one step may use different streams, if the caller orders them by events. Calls of several
-///            objects may be in flight, but on one GPU a rank's wait must not sit in front of what its peer waits for:
-///            ranks that share a GPU need streams of their own.
+///            objects may be in flight, but on one GPU a rank's wait must not sit in front of what its peer waits for.
+/// Graphs:    every rank calls cudaGraphUpload and synchronises before any rank launches its graph for the first time:
+///            else the first launch uploads, and may wait for a peer's kernel that waits for this rank.
+/// Sharing:   ranks that share a GPU need streams of their own, made with cudaStreamNonBlocking (the default stream and
+///            those that wait for it would wait for peers), and a hardware queue for each where they are threads
+///            (CUDA_DEVICE_MAX_CONNECTIONS). What waits for the whole device must not be called while a peer's kernel may
+///            wait for this rank: objects are made and destroyed, device and page-locked memory is allocated and freed
+///            while no step runs on any of them; kernels of the caller are loaded before the first step, by a first
+///            launch or by CUDA_MODULE_LOADING=EAGER before CUDA starts. Those of this library are.
 /// Ownership: borrows `transport`, which must outlive this, and the caller's memory until the stream has passed the call.
 /// Threads:   calls on one object must not overlap; the device of the transport is the current one of the calling thread.
 /// Errors:    what the host can see is thrown by the call: invalid_argument, invalid_state; nothing was launched then. What
@@ -106,7 +113,8 @@ struct AllToAllOptions {
 ///            peer_masked with on_peer_loss = mask, see check().
 class AllToAll {
  public:
-  /// Collective. As shunt::AllToAll. Symmetric memory comes from `transport`, which must have device_memory.
+  /// Collective, and returns when every rank can begin. As shunt::AllToAll. Symmetric memory comes from `transport`, which
+  /// must have device_memory.
   /// Errors: also unavailable where this build has no CUDA or the transport no device memory.
   AllToAll(Transport& transport, const AllToAllConfig& config, const AllToAllOptions& options = {});
   /// The same on an engine of the caller's: another net, or the emulator of the tests. See src/alltoall/cuda/engine.h.
@@ -143,8 +151,10 @@ class AllToAll {
   /// Throws what the kernels have found so far; reads a few words that they write to memory of the host. To be sure about
   /// a step, synchronise its stream first. A call that throws has launched nothing and is made again; the calls of a void
   /// step are all made as ever (they move nothing, and keep the ranks in step).
-  /// With on_peer_loss = mask a timeout is not the end: collective among the survivors, it waits for the device, agrees
-  /// with them who is left (through the transport), moves to new memory and throws peer_masked. The steps up to
+  /// With on_peer_loss = mask a timeout is not the end: collective among the survivors, it waits for the device (twice the
+  /// deadline at most, then it throws timeout and the object is dead), agrees with them who is left (through the
+  /// transport), moves to new memory and throws peer_masked. The old memory is given back only then, since a rank that
+  /// was left out may still write there: for a moment there must be room for both. The steps up to
   /// steps_completed() stand on every rank, and the one after it is to be repeated from dispatch_send. received() and
   /// expert_output() have moved then, and graphs must be captured anew.
   void check();
