@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -37,41 +36,6 @@ void require(bool good, fmt::format_string<Parts...> what, Parts&&... parts) {
   if (!good) throw Error(Errc::check_failed, fmt::format(what, std::forward<Parts>(parts)...));
 }
 
-/// Device memory with what the host had.
-class Device {
- public:
-  explicit Device(std::int64_t bytes) : bytes_(bytes) {
-    require(cudaMalloc(&memory_, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))), "cudaMalloc");
-  }
-  template <class T>
-  explicit Device(const std::vector<T>& from) : Device(static_cast<std::int64_t>(from.size() * sizeof(T))) {
-    if (!from.empty()) write(from.data(), bytes_);
-  }
-  ~Device() { cudaFree(memory_); }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-
-  void write(const void* from, std::int64_t bytes) const {
-    require(cudaMemcpy(memory_, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice), "cudaMemcpy");
-  }
-  template <class T = std::byte>
-  [[nodiscard]] T* get() const {
-    return static_cast<T*>(memory_);
-  }
-
- private:
-  void* memory_ = nullptr;
-  std::int64_t bytes_;
-};
-
-template <class T>
-std::vector<T> download(const T* from, std::int64_t count) {
-  std::vector<T> to(static_cast<std::size_t>(count));
-  if (count > 0)
-    require(cudaMemcpy(to.data(), from, to.size() * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
-  return to;
-}
-
 class OwnStream {
  public:
   OwnStream() { require(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
@@ -80,8 +44,47 @@ class OwnStream {
   OwnStream& operator=(const OwnStream&) = delete;
   [[nodiscard]] cudaStream_t get() const { return stream_; }
 
+  /// Done on return. Not on the default stream, which the other ranks of this process share.
+  void copy(void* to, const void* from, std::int64_t bytes, cudaMemcpyKind kind) const {
+    if (bytes > 0)
+      require(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, stream_), "cudaMemcpyAsync");
+    require(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  }
+  template <class T>
+  [[nodiscard]] std::vector<T> download(const T* from, std::int64_t count) const {
+    std::vector<T> to(static_cast<std::size_t>(count));
+    copy(to.data(), from, count * static_cast<std::int64_t>(sizeof(T)), cudaMemcpyDeviceToHost);
+    return to;
+  }
+
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+/// Device memory for what a step passes, asked for once: cudaMalloc and cudaFree may wait for everything on the device, also
+/// for the kernel of another rank of this process that waits for this one.
+class Arena {
+ public:
+  explicit Arena(std::int64_t bytes) : bytes_(bytes) {
+    require(cudaMalloc(&memory_, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))), "cudaMalloc");
+  }
+  ~Arena() { cudaFree(memory_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  static std::int64_t place(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+  void clear() { used_ = 0; }
+  [[nodiscard]] std::byte* take(std::int64_t bytes) {
+    require(used_ + place(bytes) <= bytes_, "a step needs more than the {} bytes set aside", bytes_);
+    std::byte* const piece = static_cast<std::byte*>(memory_) + used_;
+    used_ += place(bytes);
+    return piece;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  std::int64_t bytes_;
+  std::int64_t used_ = 0;
 };
 
 /// One object of a case and where it stands, as ObjectRun of the sweep is for the CPU.
@@ -92,7 +95,8 @@ class GpuRun {
         config_(plan.config),
         rank_(transport.world().rank),
         group_(rank_ / config_.dp_size),
-        object_(transport, config_) {}
+        object_(transport, config_),
+        memory_(most_bytes()) {}
 
   [[nodiscard]] bool done() const { return step_at_ == plan_.steps.size(); }
 
@@ -126,14 +130,33 @@ class GpuRun {
                : ((config_.hidden - 1) / config_.scale_block + 1) * scale_bytes(config_.scale);
   }
   [[nodiscard]] cuda::DeviceRows results() const {
-    return {.data = results_->get(),
+    return {.data = results_,
             .dtype = config_.expert_dtype,
             .stride_bytes = config_.hidden * dtype_bytes(config_.expert_dtype)};
   }
-  /// Device memory of this step, which the stream may read until the step is over.
+  /// Of one step, as dispatch_send() to combine_recv() take it.
+  [[nodiscard]] std::int64_t most_bytes() const {
+    std::int64_t most = 0;
+    for (const sweep::StepPlan& one : plan_.steps)
+      most = std::max(most, one.given[static_cast<std::size_t>(group_)]);
+    const std::int64_t selections = most * config_.top_k;
+    return Arena::place(most * config_.hidden * dtype_bytes(config_.token_dtype)) +
+           Arena::place(most * scale_row_bytes()) + Arena::place(selections * 8) +
+           Arena::place(selections * 4) + Arena::place(4) +
+           Arena::place(object_.max_rows() * config_.hidden * dtype_bytes(config_.expert_dtype)) +
+           Arena::place(most * config_.hidden * dtype_bytes(config_.out_dtype));
+  }
+  /// On the device until the step is over.
   template <class T>
-  const Device& keep(const std::vector<T>& from) {
-    return kept_.emplace_back(from);
+  std::byte* keep(const std::vector<T>& from) {
+    const auto bytes = static_cast<std::int64_t>(from.size() * sizeof(T));
+    std::byte* const to = memory_.take(bytes);
+    stream_.copy(to, from.data(), bytes, cudaMemcpyHostToDevice);
+    return to;
+  }
+  template <class T>
+  [[nodiscard]] std::vector<T> download(const T* from, std::int64_t count) const {
+    return stream_.download(from, count);
   }
   void finish_calls() {
     require(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
@@ -142,7 +165,7 @@ class GpuRun {
 
   void dispatch_send() {
     reference_.emplace(sweep::make_step(plan_, step()));
-    kept_.clear();
+    memory_.clear();  // the step before has been waited for
     const std::int64_t row_bytes = config_.hidden * dtype_bytes(config_.token_dtype);
     // What lies beyond the live tokens must not be read.
     Bytes tokens(static_cast<std::size_t>(given() * row_bytes), std::byte{0xff});
@@ -150,23 +173,22 @@ class GpuRun {
     std::vector<std::int64_t> ids(static_cast<std::size_t>(given() * config_.top_k), config_.num_experts + 5);
     std::copy(input().ids.begin(), input().ids.end(), ids.begin());
     cuda::TokenInput sent{
-        .tokens = {.data = keep(tokens).get(), .dtype = config_.token_dtype, .stride_bytes = row_bytes},
+        .tokens = {.data = keep(tokens), .dtype = config_.token_dtype, .stride_bytes = row_bytes},
         .num_tokens = given()};
     const bool with_scales = config_.payload == config_.token_dtype && config_.scale != ScaleType::none;
     if (with_scales) {
       Bytes scales = input().scales;
       scales.resize(static_cast<std::size_t>(given() * scale_row_bytes()));
-      sent.scales = keep(scales).get();
+      sent.scales = keep(scales);
     }
     if (step().use_live_tokens)
-      sent.live_tokens =
-          keep(std::vector<std::int32_t>{static_cast<std::int32_t>(input().num_tokens)}).get<std::int32_t>();
+      sent.live_tokens = reinterpret_cast<const std::int32_t*>(
+          keep(std::vector<std::int32_t>{static_cast<std::int32_t>(input().num_tokens)}));
     cuda::ExpertIds wanted{.data = nullptr, .wide = step().ids_64};
-    wanted.data =
-        step().ids_64 ? keep(ids).get() : keep(std::vector<std::int32_t>(ids.begin(), ids.end())).get();
+    wanted.data = step().ids_64 ? keep(ids) : keep(std::vector<std::int32_t>(ids.begin(), ids.end()));
     std::vector<float> weights = input().weights;
     weights.resize(static_cast<std::size_t>(given() * config_.top_k));
-    weights_ = keep(weights).get<float>();
+    weights_ = reinterpret_cast<const float*>(keep(weights));
     dispatched_.emplace(object_.dispatch_send(sent, wanted, stream_.get()));
   }
 
@@ -217,19 +239,19 @@ class GpuRun {
         oracle::run_expert(config_, expected.expert_of_row[at], got.data(),
                            scales.empty() ? nullptr : scales.data(), answers.data() + row * result_bytes);
     }
-    results_.emplace(answers);
+    results_ = keep(answers);
   }
 
   void combine_recv() {
     const std::int64_t row_bytes = config_.hidden * dtype_bytes(config_.out_dtype);
     // A number in every format, and what must stay beyond the live tokens.
     const Bytes old(static_cast<std::size_t>(given() * row_bytes), std::byte{0x3b});
-    const Device& out = keep(old);
+    std::byte* const out = keep(old);
     object_.combine_recv(std::move(*combined_), {.data = weights_},
-                         {.data = out.get(), .dtype = config_.out_dtype, .stride_bytes = row_bytes},
-                         stream_.get(), step().accumulate);
+                         {.data = out, .dtype = config_.out_dtype, .stride_bytes = row_bytes}, stream_.get(),
+                         step().accumulate);
     finish_calls();
-    const Bytes got = download(out.get(), static_cast<std::int64_t>(old.size()));
+    const Bytes got = download(out, static_cast<std::int64_t>(old.size()));
     Bytes wanted = old;
     const oracle::ExpectedOutput expected =
         reference_->combined(group_, step().accumulate ? old.data() : nullptr);
@@ -249,12 +271,12 @@ class GpuRun {
   std::int32_t rank_;
   std::int32_t group_;
   cuda::AllToAll object_;
+  Arena memory_;
   OwnStream stream_;
   std::size_t step_at_ = 0;
   int phase_ = 0;
   std::optional<oracle::Reference> reference_;
-  std::deque<Device> kept_;
-  std::optional<Device> results_;
+  std::byte* results_ = nullptr;
   const float* weights_ = nullptr;
   std::optional<cuda::Sent<Half::dispatch>> dispatched_;
   std::optional<cuda::Sent<Half::combine>> combined_;
@@ -270,6 +292,9 @@ void run_gpu_case(Transport& transport, const sweep::SweepCase& what) {
   std::vector<std::unique_ptr<GpuRun>> runs;
   for (const sweep::ObjectPlan& plan : what.objects)
     runs.push_back(std::make_unique<GpuRun>(transport, plan));
+  // Nobody asks for memory any more when the first kernel waits, and nobody gives any back before the last one has ended.
+  const auto collectives = transport.make_collectives(8, Clock::now() + std::chrono::seconds(60));
+  collectives->barrier(std::chrono::seconds(60));
   const auto done = [&] {
     for (const auto& run : runs)
       if (!run->done()) return false;
@@ -280,8 +305,6 @@ void run_gpu_case(Transport& transport, const sweep::SweepCase& what) {
       if (!run->done()) run->advance();
     }
   }
-  // Whoever ends first must not take its memory from those that still copy.
-  const auto collectives = transport.make_collectives(8, Clock::now() + std::chrono::seconds(60));
   collectives->barrier(std::chrono::seconds(60));
 }
 
