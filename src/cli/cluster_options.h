@@ -17,8 +17,9 @@ namespace shunt::cli {
 /// Options that name a cluster.
 struct ClusterOptions {
   std::string node;
-  MachineOptions machine;
-  std::int64_t gpus = 0;  ///< Instead of hosts
+  MachineOptions machine;  ///< Its hosts are not read
+  std::int64_t hosts = 0;  ///< 0: not given
+  std::int64_t gpus = 0;   ///< Instead of hosts; 0: not given
 };
 
 inline void add_cluster(CLI::App& app, ClusterOptions& o, const std::string& default_node) {
@@ -26,7 +27,7 @@ inline void add_cluster(CLI::App& app, ClusterOptions& o, const std::string& def
   app.add_option("--node", o.node,
                  fmt::format("Host preset, or a path that ends in .toml ({})", default_node))
       ->type_name("NAME");
-  add_whole(app, "--hosts", "Hosts (1)", o.machine.hosts, 1, 1 << 16);
+  add_whole(app, "--hosts", "Hosts (1)", o.hosts, 1, 1 << 16);
   add_whole(app, "--gpus", "GPUs, instead of --hosts", o.gpus, 1, 1 << 22);
   add_whole(app, "--pod-gpus", "GPUs whose rails end at the same leaf switches (all)", o.machine.pod_gpus, 1,
             1 << 22);
@@ -36,10 +37,14 @@ inline void add_cluster(CLI::App& app, ClusterOptions& o, const std::string& def
            });
 }
 
-/// Errors: as find_node and make_machine, and where --gpus do not fill hosts.
+/// Errors: as find_node and make_machine, and where --gpus do not fill hosts or come with --hosts.
 [[nodiscard]] inline Machine cluster_of(const ClusterOptions& o) {
   const NodeSpec node = find_node(o.node, hardware_directory());
+  if (o.hosts > 0 && o.gpus > 0)
+    throw Error(Errc::invalid_argument,
+                fmt::format("--hosts {} and --gpus {}: give one of them", o.hosts, o.gpus));
   MachineOptions machine = o.machine;
+  machine.hosts = o.hosts > 0 ? o.hosts : 1;
   if (o.gpus > 0) {
     if (o.gpus % node.gpus != 0)
       throw Error(Errc::invalid_argument,

@@ -5,7 +5,9 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
+#include <shunt/alltoall/config.h>
 #include <shunt/cluster/model_shape.h>
+#include <shunt/cluster/volume.h>
 #include <shunt/plan/exchange.h>
 
 #include "add_option.h"
@@ -24,12 +26,45 @@ struct Options {
   plan::Format format = plan::Format::text;
 };
 
+/// What the library shunt::alltoall reserves on one rank.
+double shunt_bytes(const plan::ShuntExchange& e) {
+  AllToAllConfig config;
+  config.max_tokens = e.tokens;
+  config.num_experts = static_cast<std::int32_t>(e.experts);
+  config.top_k = static_cast<std::int32_t>(e.top_k);
+  config.hidden = e.hidden;
+  config.path = e.hierarchical ? Path::hierarchical : Path::flat;
+  config.presum = e.presum;
+  if (e.fp8) {
+    config.payload = DType::f8e4m3;
+    config.scale = ScaleType::f32;
+  }
+  std::vector<std::int32_t> node_of;
+  if (e.near < e.ranks)
+    for (std::int64_t rank = 0; rank < e.ranks; ++rank)
+      node_of.push_back(static_cast<std::int32_t>(rank / e.near));
+  return static_cast<double>(workspace_size(config, static_cast<std::int32_t>(e.ranks), node_of).total());
+}
+
+/// Errors: as row_bytes, with the option in front.
+void check_payload(const char* option, const std::string& payload) {
+  try {
+    (void)row_bytes(payload, 4096);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}: {}", option, error.what()));
+  }
+}
+
 int run(Options o) {
+  for (const std::string& payload : o.exchange.dispatch_payloads)
+    check_payload("--dispatch-payload", payload);
+  check_payload("--combine-payload", o.exchange.combine_payload);
+  o.exchange.shunt_bytes = shunt_bytes;
   const ModelSpec model = find_model(o.model, preset_directory());
   // As many hosts as the ranks need, where nobody says.
   const NodeSpec node = find_node(o.cluster.node, hardware_directory());
-  if (o.cluster.machine.hosts == 1 && o.cluster.gpus == 0)
-    o.cluster.machine.hosts = std::max<std::int64_t>(1, (o.exchange.ep + node.gpus - 1) / node.gpus);
+  if (o.cluster.hosts == 0 && o.cluster.gpus == 0)
+    o.cluster.hosts = std::max<std::int64_t>(1, (o.exchange.ep + node.gpus - 1) / node.gpus);
   const Machine machine = cluster_of(o.cluster);
   std::optional<Calibration> calibration;
   std::optional<CostModel> fits;
@@ -59,7 +94,9 @@ void add_plan_alltoall(CLI::App& parent, Command& command) {
             1 << 20);
   add_list(*app, "--library", fmt::format("{} (all)", fmt::join(plan::exchange_libraries(), ", ")),
            e.libraries);
-  add_list(*app, "--dispatch-payload", "Row types of the dispatch to compare (bfloat16, fp8_block128, nvfp4)",
+  add_list(*app, "--dispatch-payload",
+           "Row types of the dispatch to compare (of bfloat16, fp8_block128, nvfp4 those that the GPU "
+           "multiplies in)",
            e.dispatch_payloads);
   app->add_option("--combine-payload", e.combine_payload, "Row type of the combine (bfloat16)")
       ->type_name("NAME");

@@ -41,6 +41,7 @@ plan::ComparedPlan evaluate(const PlanRequest& common, const std::string& which,
   app.name(which);
   add_plan_options(app, *request, {});
   request->cluster = common.cluster;  // add_plan_options sets its default
+  request->cluster.hosts = request->cluster.gpus = 0;
   std::istringstream stream(text);
   std::vector<std::string> words{which};
   for (std::string word; stream >> word;) words.push_back(word);
@@ -52,6 +53,11 @@ plan::ComparedPlan evaluate(const PlanRequest& common, const std::string& which,
     const std::string hint = suggestion(app, words);
     throw Error(Errc::invalid_argument,
                 fmt::format("{} \"{}\": {}", which, text, hint.empty() ? error.what() : hint));
+  }
+  // Either of these in one plan stands for both of the common ones.
+  if (request->cluster.hosts == 0 && request->cluster.gpus == 0) {
+    request->cluster.hosts = common.cluster.hosts;
+    request->cluster.gpus = common.cluster.gpus;
   }
   const LoadedPlan loaded = load_plan(*request);
   const plan::PlanResult result =

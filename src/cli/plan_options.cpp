@@ -82,7 +82,9 @@ void add_training(CLI::App& app, PlanRequest& r, const PlanOptionParts& parts) {
   add.count("--gradient-bytes", "Training: 2 or 4 (4)", t.gradient_bytes);
   add.choice("--optimizer", "Training: optimizer states (adam)", t.optimizer, plan::optimizer_names());
   add.real("--overlap-gradients",
-           "Training: share of the gradient sync that may hide behind the last backward pass (0)",
+           "Training: share of the gradient sync that may hide behind the last backward pass, and of ZeRO "
+           "3's weight "
+           "gathers behind the other computation (0)",
            r.plan.step.overlap_gradients, 0, 1);
   const auto flag = [&](const char* name, const char* help, bool& value, bool to) {
     app.add_flag_callback(
@@ -176,8 +178,10 @@ void add_costs(CLI::App& app, PlanRequest& r, const PlanOptionParts& parts) {
            10);
   add.text("--loads", "File with the load of each expert, instead of --imbalance; lines are summed", "FILE",
            [&r](const std::string&, const std::string& text) { r.loads = text; });
-  app.add_flag("--two-batches", s.two_batches,
-               "Two microbatches in turn: one's exchange behind the other's computation");
+  app.add_flag(
+      "--two-batches", s.two_batches,
+      "Two microbatches in turn: one's exchange behind the other's computation (serving: halves of a batch; "
+      "decode takes 2 sequences or more on each stage)");
   add.real("--overlap-tensor", "Share of tensor-parallel collectives that is hidden (0)", s.overlap_tensor, 0,
            1);
   add.real("--overlap-pipeline", "Share of transfers between stages that is hidden (0)", s.overlap_pipeline,

@@ -25,10 +25,11 @@ constexpr double kLaunchUs = 3;
 constexpr double kMessageUs = 0.1;
 
 /// NCCL's protocols: what starts one costs, a hop inside a domain, one between domains, and the share of the wire.
+/// Source: tuning.cc of NCCL 2.28 (planner.md 2.8): LL gets half of a ring's rate, and 1 / 3.8 of a tree's.
 struct Protocol {
   double base_us, near_us, far_us, share;
 };
-constexpr std::array<Protocol, 3> kRing = {{{6.6, 0.6, 2.7, 0.25}, {14, 1.9, 4.0, 0.92}, {8.4, 3.4, 14, 1}}};
+constexpr std::array<Protocol, 3> kRing = {{{6.6, 0.6, 2.7, 0.5}, {14, 1.9, 4.0, 0.92}, {8.4, 3.4, 14, 1}}};
 constexpr std::array<Protocol, 3> kTree = {
     {{6.8, 0.6, 5.0, 0.25}, {14, 1.25, 8.5, 0.85}, {8.4, 4.0, 14, 0.92}}};
 

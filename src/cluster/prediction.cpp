@@ -1,4 +1,5 @@
 #include <cmath>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -13,29 +14,30 @@ namespace {
 using nlohmann::ordered_json;
 
 struct Cell {
-  double predicted_us = 0;
-  double measured_us = 0;  ///< 0: not measured
+  std::optional<double> predicted_us;  ///< None where no fit knows the case
+  double measured_us = 0;              ///< 0: not measured
 
-  [[nodiscard]] double error_pct() const { return 100 * (predicted_us / measured_us - 1); }
+  [[nodiscard]] std::optional<double> error_pct() const {
+    if (!predicted_us || measured_us <= 0) return std::nullopt;
+    return 100 * (*predicted_us / measured_us - 1);
+  }
 };
 
 /// Predictions of one row: one for each measured column, and the sum where there are several.
 std::vector<Cell> predict_row(const MeasurementFile& file, const CostModel& model, std::size_t row) {
   const std::size_t columns = file.measured.size();
   std::vector<Cell> cells;
-  Cell sum;
+  double predicted = 0;
+  double measured = 0;
   bool complete = true;
   for (std::size_t i = 0; i < columns; ++i) {
     const CostCase& c = file.cases[row * columns + i];
     cells.push_back({model.predict(c).us, c.measured_us});
-    sum.predicted_us += cells.back().predicted_us;
-    sum.measured_us += c.measured_us;
+    predicted += *cells.back().predicted_us;
+    measured += c.measured_us;
     complete = complete && c.measured_us > 0;
   }
-  if (columns > 1) {
-    if (!complete) sum.measured_us = 0;
-    cells.push_back(sum);
-  }
+  if (columns > 1) cells.push_back({predicted, complete ? measured : 0});
   return cells;
 }
 
@@ -46,7 +48,7 @@ std::vector<Cell> predict_beside(const MeasurementFile& file, const CostModel& m
     const CostCase& c = file.beside_cases[row * file.beside.size() + i];
     // One node has no such call, and a fit of older files does not know it.
     const bool known = c.nodes > 1 && model.knows(c);
-    cells.push_back({known ? model.predict(c).us : 0, c.measured_us});
+    cells.push_back({known ? std::optional<double>(model.predict(c).us) : std::nullopt, c.measured_us});
   }
   return cells;
 }
@@ -55,8 +57,12 @@ std::string prefix(const MeasurementFile& file, std::size_t i) {
   return i < file.measured.size() && !file.measured[i].op.empty() ? file.measured[i].op + "_" : std::string();
 }
 
-std::string error_text(const Cell& cell) {
-  return cell.measured_us > 0 ? fmt::format("{:.2f}", cell.error_pct()) : std::string();
+std::string text_of(const std::optional<double>& value, int digits) {
+  return value ? fmt::format("{:.{}f}", *value, digits) : std::string();
+}
+
+ordered_json json_of(const std::optional<double>& value) {
+  return value ? ordered_json(*value) : ordered_json();
 }
 
 ordered_json typed(const std::string& text) {
@@ -87,7 +93,7 @@ std::string predicted_csv(const MeasurementFile& file, const CostModel& model) {
     const std::vector<Cell> cells = predict_row(file, model, row);
     const std::vector<Cell> others = predict_beside(file, model, row);
     const auto text = [](const Cell& cell) {
-      return fmt::format(",{:.4f},{}", cell.predicted_us, error_text(cell));
+      return fmt::format(",{},{}", text_of(cell.predicted_us, 4), text_of(cell.error_pct(), 2));
     };
     line(
         file.rows[row], [&](std::size_t i) { return text(cells[i]); },
@@ -106,17 +112,17 @@ std::string predicted_json(const MeasurementFile& file, const CostModel& model) 
     for (std::size_t column = 0; column < file.header.size(); ++column)
       entry[file.header[column]] = typed(file.rows[row][column]);
     for (std::size_t i = 0; i < cells.size(); ++i) {
-      entry[prefix(file, i) + "predicted_us"] = cells[i].predicted_us;
-      entry[prefix(file, i) + "error_pct"] =
-          cells[i].measured_us > 0 ? ordered_json(cells[i].error_pct()) : ordered_json();
-      if (cells[i].measured_us > 0) errors[i].push_back(std::abs(cells[i].error_pct()));
+      const std::optional<double> error = cells[i].error_pct();
+      entry[prefix(file, i) + "predicted_us"] = json_of(cells[i].predicted_us);
+      entry[prefix(file, i) + "error_pct"] = json_of(error);
+      if (error) errors[i].push_back(std::abs(*error));
     }
     const std::vector<Cell> others = predict_beside(file, model, row);
     for (std::size_t i = 0; i < others.size(); ++i) {
-      entry[file.beside[i].op + "_predicted_us"] = others[i].predicted_us;
-      entry[file.beside[i].op + "_error_pct"] =
-          others[i].measured_us > 0 ? ordered_json(others[i].error_pct()) : ordered_json();
-      if (others[i].measured_us > 0) beside_errors[i].push_back(std::abs(others[i].error_pct()));
+      const std::optional<double> error = others[i].error_pct();
+      entry[file.beside[i].op + "_predicted_us"] = json_of(others[i].predicted_us);
+      entry[file.beside[i].op + "_error_pct"] = json_of(error);
+      if (error) beside_errors[i].push_back(std::abs(*error));
     }
     rows.push_back(std::move(entry));
   }

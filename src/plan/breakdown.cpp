@@ -9,6 +9,8 @@
 #include <shunt/core/error.h>
 #include <shunt/plan/schedule.h>
 
+#include "kernels.h"
+
 namespace shunt::plan {
 namespace {
 
@@ -33,14 +35,26 @@ std::int64_t ceil_of(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
-MemoryOptions memory_options(const Machine& machine, const PlanOptions& o) {
+/// Memory of what was timed: the same layout, batch and exchange kernels.
+MemoryOptions memory_options(const ModelSpec& model, const Machine& machine, const PlanOptions& o,
+                             ExchangeKernels kernels) {
   MemoryOptions memory;
   const StepTimeOptions& s = o.step;
   memory.layout = s.layout;
   memory.serving = s.phase != Phase::training;
   memory.training = s.training;
   memory.capacity_bytes = o.capacity_bytes > 0 ? o.capacity_bytes : machine.node.gpu.memory_bytes;
-  if (!memory.serving) return memory;
+  const std::int64_t slots = model.experts + s.layout.redundant_experts;
+  const auto reserve = [&](std::int64_t tokens) {
+    if (kernels != ExchangeKernels::normal && kernels != ExchangeKernels::nvlink) return;
+    memory.library_bytes += kernel_buffer_bytes(kernels, model, s.layout.ep, slots, tokens,
+                                                s.exchange_sms > 0 ? s.exchange_sms : kNormalSms,
+                                                s.dispatch_payload, s.combine_payload);
+  };
+  if (!memory.serving) {
+    reserve(ceil_of(s.training.micro_batch * s.training.sequence, s.layout.cp * s.layout.tp));
+    return memory;
+  }
   ServingOptions& serving = memory.inference;
   serving.weights = s.weights;
   serving.expert_weights = s.expert_weights;
@@ -57,10 +71,12 @@ MemoryOptions memory_options(const Machine& machine, const PlanOptions& o) {
     serving.max_length = s.prompt;
     serving.batch_tokens = s.batch_tokens;
   }
-  if (s.layout.ep > 1 && s.phase == Phase::decode) {
+  const std::int64_t tokens = std::max<std::int64_t>(1, ceil_of(serving.batch_tokens, s.layout.tp));
+  if (kernels == ExchangeKernels::low_latency) {
     serving.all_to_all = AllToAll::deepep_low_latency;
-    serving.dispatch_tokens = std::max<std::int64_t>(1, ceil_of(serving.batch_tokens, s.layout.tp));
+    serving.dispatch_tokens = tokens;
   }
+  reserve(tokens);
   return memory;
 }
 
@@ -144,6 +160,7 @@ void judge_pipeline(const PlanResult& r, Findings& f) {
       continue;  // This one cannot run here.
     }
   }
+  if (best == pipeline_names()[static_cast<std::size_t>(Pipeline::interleaved)]) best += " --chunks 2";
   if (!best.empty())
     f.advice.push_back(fmt::format("--schedule {}: a bubble of some {:.3g} ms instead of {:.3g}", best,
                                    least * 1e-3, time.bubble_us * 1e-3));
@@ -213,7 +230,7 @@ PlanResult evaluate_plan(const ModelSpec& model, const Machine& machine, const P
   }
   r.time = step_time(model, machine, step, fits);
   r.options.step = r.time.options;
-  MemoryOptions memory = memory_options(machine, r.options);
+  MemoryOptions memory = memory_options(model, machine, r.options, r.time.kernels);
   memory.training.imbalance = memory.inference.imbalance =
       r.time.imbalance;  // As loads or a power law make it
   r.memory = plan_memory(model, memory);
@@ -355,6 +372,14 @@ Report report_compare(const ComparedPlan& a, const ComparedPlan& b) {
     if (x != y) better = (x < y) == metric.less_is_better ? "A" : "B";
     if (metric.key == "gpus" && x != y) better = "-";
     table.rows.push_back({metric.title, show(x, metric.unit), show(y, metric.unit), ratio, better, x, y});
+  }
+  for (std::size_t i = 0; i < plan_metrics().size(); ++i) {
+    if (plan_metrics()[i].key != "margin_bytes") continue;
+    for (const char* plan : {"A", "B"}) {
+      const double margin = (plan[0] == 'A' ? a : b).values[i];
+      if (margin < 0)
+        report.summary.push_back(fmt::format("{} does not fit: {} too much", plan, show_bytes(-margin)));
+    }
   }
   if (table.rows.empty()) refuse(fmt::format("{} and {} have no number in common", a.name, b.name));
   report.tables.push_back(table);

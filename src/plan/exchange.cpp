@@ -2,25 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <shunt/alltoall/config.h>
 #include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
 #include <shunt/plan/memory.h>
+
+#include "kernels.h"
 
 namespace shunt::plan {
 namespace {
 
 constexpr double kDeepEpScaleUpShare = 0.9;  // Of the NVLink rate, as DeepEP V2 takes it
-constexpr std::int64_t kNormalSms = 24;
-constexpr std::int64_t kLowLatencyTopk = 11;
-constexpr std::int64_t kLowLatencyTokens =
-    1024;  // Its buffers grow with them; fewer than 256 are recommended
-constexpr std::int64_t kFlashInferRanks = 64;
 constexpr std::int64_t kMostTokens = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& why) {
@@ -29,10 +24,6 @@ constexpr std::int64_t kMostTokens = 1 << 20;
 
 double real(std::int64_t value) {
   return static_cast<double>(value);
-}
-
-bool one_of(std::int64_t value, std::initializer_list<std::int64_t> values) {
-  return std::find(values.begin(), values.end(), value) != values.end();
 }
 
 /// Tries every library for one exchange.
@@ -49,13 +40,15 @@ class Search {
     if (o.ep % group_.domains != 0)
       refuse(fmt::format("ep {} does not fill {} scale-up domains of {} GPUs evenly", o.ep, group_.domains,
                          machine.domain()));
-    const bool limited = model.top_groups < model.expert_groups && o.redundant_experts == 0;
     const auto ranks = static_cast<std::int32_t>(o.ep);
-    plan_.destinations = limited
-                             ? group_limited_destinations(ranks, plan_.domains, slots_, model.top_k,
+    // Copies of an expert lie anywhere; a token still draws from its groups of experts.
+    const GroupLimit limit = group_limit(model, o.ep, plan_.domains);
+    limited_ = limit == GroupLimit::holds;
+    if (limit == GroupLimit::unknown) plan_.notes.push_back(group_limit_note(model, o.ep, plan_.domains));
+    plan_.destinations = limited_
+                             ? group_limited_destinations(ranks, plan_.domains, model.experts, model.top_k,
                                                           model.expert_groups, model.top_groups)
                              : expected_destinations({ranks, plan_.domains, slots_, model.top_k, 0, false});
-    limited_ = limited;
   }
 
   ExchangePlan run(const std::vector<std::string>& libraries, const std::vector<std::string>& payloads) {
@@ -63,7 +56,13 @@ class Search {
       std::string why;
       for (const std::string& payload : payloads) {
         const std::size_t before = plan_.choices.size();
-        const std::string refused = add(library, payload);
+        std::string refused;
+        try {
+          refused = add(library, payload);
+        } catch (const Error& error) {
+          if (error.code() != Errc::invalid_argument) throw;
+          refused = error.what();
+        }
         if (plan_.choices.size() != before || why.find(refused) != std::string::npos) continue;
         why += (why.empty() ? "" : "; ") + refused;
       }
@@ -123,7 +122,8 @@ class Search {
     one.hidden = model_.hidden;
     one.experts = slots_;
     one.topk = model_.top_k;
-    if (limited_) {
+    if (limited_ && one.regime != "deepep_low_latency") {
+      one.experts = model_.experts;
       one.groups = static_cast<std::int32_t>(model_.expert_groups);
       one.group_limit = static_cast<std::int32_t>(model_.top_groups);
     }
@@ -134,11 +134,27 @@ class Search {
     const Device device = device_of(machine_.node);
     one.op = "dispatch";
     one.payload = c.dispatch_payload;
-    c.dispatch_us = fits_->predict(one, device).us;
+    const Prediction dispatch = fits_->predict(one, device);
     one.op = "combine";
     one.payload = o_.combine_payload;
-    c.combine_us = fits_->predict(one, device).us;
+    use(c, dispatch, fits_->predict(one, device));
+  }
+
+  static void use(ExchangeChoice& c, const Prediction& dispatch, const Prediction& combine) {
+    c.dispatch_us = dispatch.us;
+    c.combine_us = combine.us;
     c.fitted = true;
+    c.measured = dispatch.measured && combine.measured;
+    c.fit_hardware = dispatch.fit->hardware;
+  }
+
+  [[nodiscard]] std::string refusal(ExchangeKernels kernels, const std::string& payload) const {
+    return cannot_serve(kernels, model_, machine_, group_, slots_, o_.tokens, payload);
+  }
+
+  [[nodiscard]] double buffers(ExchangeKernels kernels, const ExchangeChoice& c) const {
+    return kernel_buffer_bytes(kernels, model_, o_.ep, slots_, o_.tokens, c.sms, c.dispatch_payload,
+                               o_.combine_payload);
   }
 
   [[nodiscard]] bool nvlink() const {
@@ -146,22 +162,15 @@ class Search {
   }
 
   std::string add_normal(const std::string& payload) {
-    if (!one_of_names(payload, {"bfloat16", "fp8_block128"})) return fmt::format("moves no {}", payload);
-    if (!nvlink()) return "needs NVLink inside a host";
+    if (std::string why = refusal(ExchangeKernels::normal, payload); !why.empty()) return why;
     const DeepEpChunks* chunks = deepep_chunks(o_.ep, false);
-    if (chunks == nullptr)
-      return fmt::format("has no configuration for {} ranks (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 144, 160)",
-                         o_.ep);
-    if (o_.ep > 8 && group_.near != 8)
-      return fmt::format("several domains must have 8 ranks each, not {}", group_.near);
-    if (slots_ % o_.ep != 0) return "ranks must divide experts";
     ExchangeChoice c = choice("deepep-normal", payload);
     c.path = group_.domains > 1 ? ExchangePath::rail_aligned : ExchangePath::flat;
     c.sms = o_.sms > 0 ? o_.sms : kNormalSms;
     c.near_chunk = chunks->near;
     c.far_chunk = o_.ep > 8 ? chunks->far : 0;
     c.qps = o_.ep > 8 ? std::max<std::int64_t>(c.sms, 24) : 0;
-    c.buffer_bytes = deepep_normal_bytes(o_.ep, model_.hidden, c.sms);
+    c.buffer_bytes = buffers(ExchangeKernels::normal, c);
     by_tiers(c, true);
     by_fit(c, "deepep_normal", "");
     plan_.choices.push_back(c);
@@ -169,22 +178,11 @@ class Search {
   }
 
   std::string add_low_latency(const std::string& payload) {
-    if (!one_of_names(payload, {"bfloat16", "fp8_block128"})) return fmt::format("moves no {}", payload);
-    if (!nvlink()) return "needs NVIDIA GPUs with NVLink or InfiniBand";
-    if (!one_of(model_.hidden, {2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192}))
-      return fmt::format("is not built for hidden {}", model_.hidden);
-    if (model_.top_k > kLowLatencyTopk)
-      return fmt::format("top-k {} is more than {}", model_.top_k, kLowLatencyTopk);
-    if (o_.tokens > kLowLatencyTokens)
-      return fmt::format("{} tokens of a rank; its buffers are meant for fewer than 256, at most {} here",
-                         o_.tokens, kLowLatencyTokens);
-    if (slots_ % o_.ep != 0) return "ranks must divide experts";
-    if (group_.domains > 1 && machine_.node.nic.link.fabric == Fabric::efa) return "EFA has no IBGDA";
+    if (std::string why = refusal(ExchangeKernels::low_latency, payload); !why.empty()) return why;
     ExchangeChoice c = choice("deepep-ll", payload);
     c.deduplicated = false;
     c.qps = slots_ / o_.ep;
-    c.buffer_bytes = all_to_all_bytes(AllToAll::deepep_low_latency, slots_, model_.top_k, model_.hidden,
-                                      o_.tokens, o_.ep, 1);
+    c.buffer_bytes = buffers(ExchangeKernels::low_latency, c);
     by_tiers(c, false);
     by_fit(c, "deepep_low_latency", "");
     plan_.choices.push_back(c);
@@ -213,16 +211,9 @@ class Search {
   }
 
   std::string add_flashinfer(const std::string& payload) {
-    if (!nvlink()) return "needs NVLink";
-    if (group_.domains > 1)
-      return fmt::format("ep {} spans {} NVLink domains; it serves one", o_.ep, group_.domains);
-    if (o_.ep > kFlashInferRanks) return fmt::format("at most {} ranks", kFlashInferRanks);
-    if (!one_of(model_.top_k, {1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 22}))
-      return fmt::format("is not built for top-k {}", model_.top_k);
+    if (std::string why = refusal(ExchangeKernels::nvlink, payload); !why.empty()) return why;
     ExchangeChoice c = choice("flashinfer", payload);
-    // [R, M] places for each payload: rows, ids, weights; and the results that others read.
-    c.buffer_bytes = real(o_.ep * o_.tokens) * (row_bytes(payload, model_.hidden) + 8 * real(model_.top_k) +
-                                                row_bytes(o_.combine_payload, model_.hidden));
+    c.buffer_bytes = buffers(ExchangeKernels::nvlink, c);
     by_tiers(c, true);
     by_fit(c, "trtllm_nvlink_alltoall", "NVLinkOneSided");
     plan_.choices.push_back(c);
@@ -261,10 +252,9 @@ class Search {
       const Device device = device_of(machine_.node);
       const double selections = real(o_.tokens * model_.top_k) * o_.imbalance;
       one.message_bytes = selections * row_bytes(payload, model_.hidden);
-      c.dispatch_us = fits_->predict(one, device).us;
+      const Prediction dispatch = fits_->predict(one, device);
       one.message_bytes = selections * row_bytes(o_.combine_payload, model_.hidden);
-      c.combine_us = fits_->predict(one, device).us;
-      c.fitted = true;
+      use(c, dispatch, fits_->predict(one, device));
     }
     plan_.choices.push_back(c);
     return {};
@@ -281,22 +271,10 @@ class Search {
         ExchangeChoice c = choice("shunt", payload);
         c.path = path;
         c.presum = presum;
-        AllToAllConfig config;
-        config.max_tokens = o_.tokens;
-        config.num_experts = static_cast<std::int32_t>(slots_);
-        config.top_k = static_cast<std::int32_t>(model_.top_k);
-        config.hidden = model_.hidden;
-        config.path = path == ExchangePath::flat ? Path::flat : Path::hierarchical;
-        config.presum = presum;
-        if (payload == "fp8_block128") {
-          config.payload = DType::f8e4m3;
-          config.scale = ScaleType::f32;
+        if (o_.shunt_bytes) {
+          c.buffer_bytes = o_.shunt_bytes({o_.tokens, slots_, model_.top_k, model_.hidden, o_.ep, group_.near,
+                                           path != ExchangePath::flat, presum, payload == "fp8_block128"});
         }
-        std::vector<std::int32_t> node_of;
-        if (several)
-          for (std::int64_t rank = 0; rank < o_.ep; ++rank)
-            node_of.push_back(static_cast<std::int32_t>(rank / group_.near));
-        c.buffer_bytes = real(workspace_size(config, static_cast<std::int32_t>(o_.ep), node_of).total());
         // Without sums on the way every selection has a row of results.
         by_tiers(c, presum);
         plan_.choices.push_back(c);
@@ -352,9 +330,13 @@ ExchangePlan plan_exchange(const ModelSpec& model, const Machine& machine, const
       refuse(fmt::format("library \"{}\" does not exist; did you mean \"{}\"? Allowed are {}", library,
                          nearest_name(library, names), fmt::join(names, ", ")));
   }
-  const std::vector<std::string> payloads =
-      o.dispatch_payloads.empty() ? std::vector<std::string>{"bfloat16", "fp8_block128", "nvfp4"}
-                                  : o.dispatch_payloads;
+  std::vector<std::string> payloads = o.dispatch_payloads;
+  if (payloads.empty()) {
+    // Rows in a type that the experts cannot multiply in would be widened first: nobody sends them.
+    payloads = {"bfloat16"};
+    if (machine.node.gpu.fp8_tflops > 0) payloads.emplace_back("fp8_block128");
+    if (machine.node.gpu.fp4_tflops > 0) payloads.emplace_back("nvfp4");
+  }
   ExchangePlan plan =
       Search(model, machine, o, fits).run(o.libraries.empty() ? exchange_libraries() : o.libraries, payloads);
   if (plan.choices.empty()) refuse(fmt::format("no library fits: {}", fmt::join(plan.refused, "; ")));

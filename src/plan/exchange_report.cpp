@@ -51,9 +51,10 @@ Table choices_table(const ExchangePlan& plan) {
   for (const ExchangeChoice& c : plan.choices) {
     table.rows.push_back({c.library, std::string(exchange_path_name(c.path)), c.dispatch_payload,
                           c.deduplicated, c.presum, tenths(c.dispatch_us), tenths(c.combine_us),
-                          tenths(c.us()), std::string(c.fitted ? "fit" : "tiers"), count(c.sms), count(c.qps),
-                          count(c.near_chunk), count(c.far_chunk), std::round(c.near_bytes),
-                          std::round(c.far_bytes),
+                          tenths(c.us()),
+                          c.fitted ? fmt::format("fit ({})", c.fit_hardware) : std::string("tiers"),
+                          count(c.sms), count(c.qps), count(c.near_chunk), count(c.far_chunk),
+                          std::round(c.near_bytes), std::round(c.far_bytes),
                           c.buffer_bytes >= 0 ? RecordValue(std::round(c.buffer_bytes)) : RecordValue()});
   }
   return table;
@@ -95,9 +96,18 @@ Report report_exchange(const ModelSpec& model, const Machine& machine, const Exc
                        const CostModel* fits) {
   const ExchangePlan plan = plan_exchange(model, machine, o, fits);
   // Kernels as measured, where there are any: what bytes and rates need at least is no rival of theirs.
-  const auto measured = std::find_if(plan.choices.begin(), plan.choices.end(),
-                                     [](const ExchangeChoice& c) { return c.fitted; });
-  const ExchangeChoice& best = measured != plan.choices.end() ? *measured : plan.choices.front();
+  auto found = std::find_if(plan.choices.begin(), plan.choices.end(),
+                            [](const ExchangeChoice& c) { return c.measured; });
+  if (found == plan.choices.end())
+    found = std::find_if(plan.choices.begin(), plan.choices.end(),
+                         [](const ExchangeChoice& c) { return c.fitted; });
+  const ExchangeChoice& best = found != plan.choices.end() ? *found : plan.choices.front();
+  std::string of;
+  if (best.measured)
+    of = fmt::format(" of those that were measured on {}", machine.node.gpu.name);
+  else if (best.fitted)
+    of = fmt::format(" of those with a fit, measured on {} and carried over by the data sheet",
+                     best.fit_hardware);
   Report report("plan_alltoall");
   report.head.set("model", model.name)
       .set("node", machine.node.name)
@@ -113,16 +123,16 @@ Report report_exchange(const ModelSpec& model, const Machine& machine, const Exc
       .set("best", best.library)
       .set("best_path", exchange_path_name(best.path))
       .set("best_dispatch_payload", best.dispatch_payload)
-      .set("best_us", best.us());
+      .set("best_us", best.us())
+      .set("best_measured", best.measured);
   report.summary.push_back(
       fmt::format("{} tokens of a rank, {} experts over {} ranks in {} scale-up domains; a token reaches "
                   "{:.3f} ranks in {:.3f} domains",
                   o.tokens, model.experts + o.redundant_experts, o.ep, plan.domains, plan.destinations.ranks,
                   plan.destinations.nodes));
-  report.summary.push_back(fmt::format("fastest{}: {} with {} over the {} path, {:.1f} + {:.1f} us",
-                                       best.fitted ? " of those that were measured" : "", best.library,
-                                       best.dispatch_payload, exchange_path_name(best.path), best.dispatch_us,
-                                       best.combine_us));
+  report.summary.push_back(fmt::format("fastest{}: {} with {} over the {} path, {:.1f} + {:.1f} us", of,
+                                       best.library, best.dispatch_payload, exchange_path_name(best.path),
+                                       best.dispatch_us, best.combine_us));
   report.tables.push_back(choices_table(plan));
   const auto own = std::find_if(plan.choices.begin(), plan.choices.end(),
                                 [](const ExchangeChoice& c) { return c.library == "shunt" && !c.presum; });
@@ -140,11 +150,12 @@ Report report_exchange(const ModelSpec& model, const Machine& machine, const Exc
                              std::string("at least two entries for each token and one more")});
   }
   report.tables.push_back(settings);
+  report.notes.insert(report.notes.end(), plan.notes.begin(), plan.notes.end());
   for (const std::string& refused : plan.refused)
     report.notes.push_back(fmt::format("left out: {}", refused));
   report.notes.emplace_back(
       "\"tiers\" are bytes over rates and latencies, what a well-made kernel needs at least; \"fit\" are "
-      "kernels as measured: "
+      "kernels as measured on the hardware in brackets: "
       "compare like with like");
   if (best.dispatch_payload != "bfloat16")
     report.notes.push_back(

@@ -8,6 +8,7 @@
 #include <shunt/cluster/volume.h>
 #include <shunt/core/error.h>
 
+#include "kernels.h"
 #include "stage.h"
 
 namespace shunt::plan {
@@ -21,7 +22,6 @@ double real(std::int64_t value) {
 constexpr double kElementwiseBackward = 1.5;
 /// Fused attention computes its scores again: five products instead of two.
 constexpr double kAttentionBackward = 2.5;
-constexpr double kExchangeSms = 24;
 
 }  // namespace
 
@@ -148,7 +148,7 @@ LayerTimer::LayerTimer(const ModelSpec& model, const Machine& machine, const Ste
       tokens_ = std::ceil(real(o_.sequences) / real(layout.pp)) * real(1 + o_.drafts);
       break;
   }
-  if (o_.phase != Phase::training && o_.two_batches) tokens_ = std::max(1.0, tokens_ / 2);
+  if (o_.phase != Phase::training && o_.two_batches) tokens_ /= 2;
   const bool divided = o_.phase != Phase::training || o_.training.sequence_parallel;
   share_ = layout.tp > 1 && divided ? 1 / real(layout.tp) : 1;
   tensor_ = place_group(machine, layout.tp, 1);
@@ -168,16 +168,11 @@ void LayerTimer::price_exchange(const CostModel* fits) {
 
   ExchangeKernels kernels = o_.kernels;
   const bool rack = machine_.node.domain_gpus > machine_.node.gpus && experts_.domains == 1;
-  if (kernels == ExchangeKernels::automatic) {
+  const bool chosen = kernels != ExchangeKernels::automatic;
+  if (!chosen) {
     kernels = o_.phase == Phase::decode ? ExchangeKernels::low_latency : ExchangeKernels::normal;
     if (rack) kernels = ExchangeKernels::nvlink;
     if (fits == nullptr || !machine_.node.gpu.has_scale_up) kernels = ExchangeKernels::tiers;
-  }
-  if (kernels == ExchangeKernels::nvlink && experts_.domains > 1) {
-    throw Error(
-        Errc::invalid_argument,
-        fmt::format("exchange kernels nvlink: ep {} spans {} NVLink domains of {} GPUs; they serve one",
-                    layout.ep, experts_.domains, machine_.domain()));
   }
   if (kernels != ExchangeKernels::tiers && fits == nullptr) {
     throw Error(
@@ -186,12 +181,26 @@ void LayerTimer::price_exchange(const CostModel* fits) {
                     "automatic and tiers",
                     exchange_kernel_names()[static_cast<std::size_t>(kernels)]));
   }
-  const bool limited = model_.top_groups < model_.expert_groups && layout.redundant_experts == 0;
   ExchangePrice& price = exchange_;
+  const std::string reason = cannot_serve(kernels, model_, machine_, experts_, slots,
+                                          static_cast<std::int64_t>(std::ceil(tokens)), o_.dispatch_payload);
+  if (!reason.empty()) {
+    const std::string& name = exchange_kernel_names()[static_cast<std::size_t>(kernels)];
+    if (chosen) throw Error(Errc::invalid_argument, fmt::format("exchange kernels {}: {}", name, reason));
+    price.notes.push_back(
+        fmt::format("dispatch and combine are priced by tiers: {} does not serve: {}", name, reason));
+    kernels = ExchangeKernels::tiers;
+  }
+  price.kernels = kernels;
+  // Copies of an expert lie anywhere; a token still draws from its groups of experts.
+  const GroupLimit limit = group_limit(model_, even, domains);
+  const bool limited = limit == GroupLimit::holds;
+  if (limit == GroupLimit::unknown && kernels != ExchangeKernels::low_latency)
+    price.notes.push_back(group_limit_note(model_, even, domains));
   price.tier = tier_name(experts_.tier(machine_));
   const auto topk = model_.top_k;
   const Destinations places =
-      limited ? group_limited_destinations(static_cast<std::int32_t>(even), domains, slots, topk,
+      limited ? group_limited_destinations(static_cast<std::int32_t>(even), domains, model_.experts, topk,
                                            model_.expert_groups, model_.top_groups)
               : expected_destinations({static_cast<std::int32_t>(even), domains, slots, topk, 0, false});
   ExchangeShape shape{tokens,    row_bytes(o_.dispatch_payload, model_.hidden), places, true, real(topk),
@@ -218,7 +227,8 @@ void LayerTimer::price_exchange(const CostModel* fits) {
   c.hidden = model_.hidden;
   c.experts = slots;
   c.topk = topk;
-  if (limited) {
+  if (limited && kernels != ExchangeKernels::low_latency) {
+    c.experts = model_.experts;
     c.groups = static_cast<std::int32_t>(model_.expert_groups);
     c.group_limit = static_cast<std::int32_t>(model_.top_groups);
   }
@@ -227,8 +237,7 @@ void LayerTimer::price_exchange(const CostModel* fits) {
   c.where = fmt::format("exchange of {} on {}", model_.name, machine_.node.name);
   if (kernels == ExchangeKernels::normal) {
     c.regime = "deepep_normal";
-    c.sms = static_cast<std::int32_t>(o_.exchange_sms > 0 ? o_.exchange_sms
-                                                          : static_cast<std::int64_t>(kExchangeSms));
+    c.sms = static_cast<std::int32_t>(o_.exchange_sms > 0 ? o_.exchange_sms : kNormalSms);
     if (machine_.node.gpu.sms > 0) price.busy_share = c.sms / static_cast<double>(machine_.node.gpu.sms);
   } else if (kernels == ExchangeKernels::low_latency) {
     c.regime = "deepep_low_latency";

@@ -42,7 +42,9 @@ struct ExchangePrice {
   std::string tier;
   double busy_share = 0;  ///< Of the multiprocessors, while they run
   ExchangePath path = ExchangePath::flat;
+  ExchangeKernels kernels = ExchangeKernels::tiers;
   std::string source;
+  std::vector<std::string> notes;
 };
 
 /// Times of layers on one GPU, for one microbatch.

@@ -297,7 +297,7 @@ Report report_schedule(const std::vector<Pipeline>& pipelines, const ScheduleOpt
                                        o.stages, o.microbatches, t.forward, t.backward_input,
                                        t.backward_weight));
   if (costs.size() > 1)
-    report.summary.push_back(fmt::format("{} idles least: a bubble of {:.2f} % of its step",
+    report.summary.push_back(fmt::format("{} takes the least device time: a bubble of {:.2f} % of its step",
                                          name_of(best.pipeline), 100 * best.bubble_fraction));
   report.tables.push_back(table);
   if (costs.size() == 1) {

@@ -27,15 +27,18 @@ std::vector<std::int64_t> divisors(std::int64_t n, std::int64_t most) {
   return list;
 }
 
-/// Numbers that stand alone as N, so that like reasons count together.
+/// Numbers that stand alone as N, so that like reasons count together; ranges in brackets stay as they are.
 std::string kind_of(const std::string& message) {
   std::string kind;
+  bool range = false;
   for (std::size_t i = 0; i < message.size(); ++i) {
     const auto digit = [&](std::size_t at) {
       return at < message.size() && std::isdigit(static_cast<unsigned char>(message[at])) != 0;
     };
     const bool starts = digit(i) && (i == 0 || std::isalnum(static_cast<unsigned char>(message[i - 1])) == 0);
-    if (!starts) {
+    if (message[i] == '[') range = true;
+    if (message[i] == ']') range = false;
+    if (!starts || range) {
       kind += message[i];
       continue;
     }
@@ -63,6 +66,10 @@ class Searcher {
       const std::int64_t most = o_.most_gpus > 0 ? o_.most_gpus : machine_.gpus();
       for (const std::int64_t gpus : divisors(machine_.gpus(), most)) layouts_of(gpus);
     }
+    // Where no plan had a price, the request is wrong, not the layouts.
+    if (result_.tried == 0)
+      refuse(fmt::format("cp {}: no layout of {} GPUs has it", o_.base.step.layout.cp, machine_.gpus()));
+    if (priced_ == 0) refuse(refused_.empty() ? result_.rejected.front().example : refused_);
     finish();
     return std::move(result_);
   }
@@ -99,6 +106,7 @@ class Searcher {
     try {
       (void)resolve(layout, model_);
     } catch (const Error& error) {
+      if (error.code() != Errc::invalid_argument) throw;
       ++result_.tried;
       reject(kind_of(error.what()), error.what());
       return;
@@ -166,9 +174,12 @@ class Searcher {
     try {
       r = evaluate_plan(model_, machine_, options, fits_);
     } catch (const Error& error) {
+      if (error.code() != Errc::invalid_argument) throw;
+      if (refused_.empty()) refused_ = error.what();
       reject(kind_of(error.what()), error.what());
       return Outcome::other;
     }
+    ++priced_;
     const std::string name = layout_name(r.time.options.layout);
     if (!r.fits) {
       reject("more memory than a GPU has",
@@ -231,6 +242,8 @@ class Searcher {
   const CostModel* fits_;
   Phase phase_;
   std::vector<Trial> trials_;
+  std::int64_t priced_ = 0;  ///< Plans with a time, whether or not they fit
+  std::string refused_;      ///< Why the first plan of a possible layout has none
   SearchResult result_;
 };
 
@@ -247,6 +260,7 @@ Table plans_table(const std::string& key, const std::vector<PlanResult>& plans, 
       {}};
   if (phase == Phase::training) {
     table.columns.insert(table.columns.end(), {{"microbatches", "microbatches"},
+                                               {"global_batch", "global batch"},
                                                {"schedule", "schedule"},
                                                {"recompute", "recompute"},
                                                {"step_ms", "step ms"},
@@ -271,6 +285,7 @@ Table plans_table(const std::string& key, const std::vector<PlanResult>& plans, 
     std::vector<RecordValue> row = {l.world(), l.tp, l.pp, l.dp, l.ep, l.etp};
     if (phase == Phase::training) {
       row.insert(row.end(), {s.training.micro_batch, s.training.microbatches,
+                             s.training.micro_batch * s.training.microbatches * l.dp,
                              schedule_names()[static_cast<std::size_t>(s.training.schedule)],
                              recompute_names()[static_cast<std::size_t>(s.training.recompute)],
                              digits(r.time.step_us * 1e-3), r.time.bubble_us / r.time.step_us,
@@ -346,6 +361,10 @@ Report report_search(const ModelSpec& model, const Machine& machine, const Searc
                                      phase == Phase::training  ? "memory"
                                      : phase == Phase::prefill ? "the time to the first token"
                                                                : "the time between tokens"));
+  if (phase == Phase::training && o.base.global_batch == 0)
+    report.notes.emplace_back(
+        "without --global-batch each layout has the microbatches that fill its pipeline, so global batches "
+        "differ: compare tokens/s with that in mind, or give --global-batch");
   if (phase == Phase::training)
     report.notes.emplace_back("recomputation is tried only where the plan without it does not fit");
   return report;

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <shunt/cluster/parameters.h>
+#include <shunt/cluster/placement.h>
 #include <shunt/cluster/volume.h>
 #include <shunt/core/error.h>
 
@@ -82,6 +83,8 @@ void check(const ModelSpec& model, const Machine& machine, const StepTimeOptions
     if (o.batch_tokens % (o.prompt - o.cached) != 0)
       refuse(fmt::format("batch tokens {}: expected a multiple of the {} new tokens of a prompt",
                          o.batch_tokens, o.prompt - o.cached));
+    if (o.two_batches && o.batch_tokens < 2)
+      refuse(fmt::format("two batches: a pass of {} tokens cannot be halved", o.batch_tokens));
     return;
   }
   check_range<std::int64_t>("sequences", o.sequences, 1, 1 << 20);
@@ -90,6 +93,19 @@ void check(const ModelSpec& model, const Machine& machine, const StepTimeOptions
   check_range("acceptance", o.acceptance, 0.0, 1.0);
   if (o.sequences < o.layout.pp)
     refuse(fmt::format("sequences {}: pp {} needs one for each stage", o.sequences, o.layout.pp));
+  if (o.two_batches && o.sequences < 2 * o.layout.pp)
+    refuse(
+        fmt::format("sequences {}: two batches on pp {} need at least {}, one for each half on every stage",
+                    o.sequences, o.layout.pp, 2 * o.layout.pp));
+}
+
+/// Of the busiest rank, where copies of the most loaded experts even loads out as EPLB places them.
+double balanced_imbalance(const std::vector<double>& loads, const Layout& layout) {
+  const std::vector<float> narrow(loads.begin(), loads.end());
+  const auto places = static_cast<std::int64_t>(loads.size()) + layout.redundant_experts;
+  const std::vector<double> ranks = rank_loads(place_balanced(narrow, {places, 1, 1, layout.ep}), narrow);
+  const double total = std::accumulate(ranks.begin(), ranks.end(), 0.0);
+  return std::max(1.0, *std::max_element(ranks.begin(), ranks.end()) * real(layout.ep) / total);
 }
 
 double used_imbalance(const ModelSpec& model, const StepTimeOptions& o) {
@@ -99,11 +115,13 @@ double used_imbalance(const ModelSpec& model, const StepTimeOptions& o) {
   if (!o.expert_loads.empty()) {
     if (std::accumulate(o.expert_loads.begin(), o.expert_loads.end(), 0.0) <= 0)
       refuse("expert loads: all are 0");
+    if (o.layout.redundant_experts > 0) return balanced_imbalance(o.expert_loads, o.layout);
     return std::max(1.0, rank_imbalance(o.expert_loads, ranks));
   }
   // In a power law the order of loads is unknown: dealt in turn, the heaviest to different ranks.
   if (o.power_law > 0) {
     const std::vector<double> sorted = shunt::power_law_loads(model.experts, o.power_law);
+    if (o.layout.redundant_experts > 0) return balanced_imbalance(sorted, o.layout);
     std::vector<double> sums(static_cast<std::size_t>(ranks), 0);
     for (std::size_t i = 0; i < sorted.size(); ++i) sums[i % sums.size()] += sorted[i];
     const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
@@ -219,6 +237,8 @@ class Stepper {
         timer_(model, machine, time.options, time.imbalance, fits) {
     time_.path = timer_.exchange().path;
     time_.exchange_source = timer_.exchange().source;
+    time_.kernels = timer_.exchange().kernels;
+    time_.notes = timer_.exchange().notes;
     const Layout& layout = time.options.layout;
     for (std::int64_t stage = 0; stage < layout.pp; ++stage) {
       Works works;
@@ -228,16 +248,19 @@ class Stepper {
       if (stage == 0) works.add(timer_.embedding(), 1);
       if (stage == layout.pp - 1) {
         works.add(timer_.head(), 1);
-        double modules = 0;
-        if (time.options.phase == Phase::training && time.options.training.mtp)
-          modules = real(model.mtp_layers);
-        if (time.options.phase == Phase::decode) modules = real(time.options.drafts);
-        if (modules > 0) {
-          // A module is a last layer with a head of its own; its projection is small beside them. Drafts run it for one
-          // token of a sequence each, not for all of the step's.
-          const double share = time.options.phase == Phase::decode ? 1 / real(1 + time.options.drafts) : 1;
-          works.add(timer_.layer(model.layers.back()), modules * share);
-          works.add(timer_.head(), modules * share);
+        // A module is a last layer with a head of its own; its projection is small beside them.
+        if (time.options.phase == Phase::training && time.options.training.mtp) {
+          works.add(timer_.layer(model.layers.back()), real(model.mtp_layers));
+          works.add(timer_.head(), real(model.mtp_layers));
+        }
+        // Drafts run it one after the other, each for one token of a sequence: small kernels, which gain nothing from
+        // the other drafts.
+        if (time.options.phase == Phase::decode && time.options.drafts > 0) {
+          StepTimeOptions one = time.options;
+          one.drafts = 0;
+          const LayerTimer draft(model, machine, one, time.imbalance, fits);
+          works.add(draft.layer(model.layers.back()), real(time.options.drafts));
+          works.add(draft.head(), real(time.options.drafts));
         }
       }
       works_.push_back(works);
@@ -270,12 +293,19 @@ class Stepper {
       for (const Work& work : works.all()) flops += work.needed_flops;
     return flops;
   }
-  /// Peak of the narrowest type in use, so that utilization is not flattered.
-  [[nodiscard]] double peak_flops() const {
+  /// Peak of the fastest type in use, so that utilization is not flattered and never above 1.
+  [[nodiscard]] double peak_flops() {
     const GpuSpec& gpu = machine_.node.gpu;
-    const MathType type = time_.options.math;
-    return 1e12 * (type == MathType::bf16 ? gpu.bf16_tflops
-                                          : (type == MathType::fp8 ? gpu.fp8_tflops : gpu.fp4_tflops));
+    const auto rate = [&gpu](MathType type) {
+      return type == MathType::bf16 ? gpu.bf16_tflops
+                                    : (type == MathType::fp8 ? gpu.fp8_tflops : gpu.fp4_tflops);
+    };
+    // Attention multiplies in bf16 whatever the projections do.
+    time_.peak_type = MathType::bf16;
+    const StepTimeOptions& o = time_.options;
+    for (const MathType type : {o.math, model_.experts > 0 ? o.expert_math : o.math})
+      if (rate(type) > rate(time_.peak_type)) time_.peak_type = type;
+    return 1e12 * rate(time_.peak_type);
   }
 
   const ModelSpec& model_;
@@ -318,7 +348,11 @@ void Stepper::gradients_and_optimizer(std::size_t worst) {
     const double gather = 2 * real(o.training.microbatches) *
                           (all_gather_us(machine_, dense_group, 2 * dense) +
                            all_gather_us(machine_, expert_group, 2 * experts));
-    const double behind = o.overlap_gradients * gather;
+    // No more hides than there is computation that nothing else hides behind.
+    double room = -time_.hidden_communication_us;
+    for (const TimePart& part : time_.parts)
+      if (part.tier == "compute" && part.name != "bubble") room += part.us;
+    const double behind = o.overlap_gradients * std::clamp(room, 0.0, gather);
     add_part(time_, "weight_gather", tier_name(far.tier(machine_)), gather, gather - behind, 0,
              2 * real(o.training.microbatches) * 2 * (dense + experts));
     time_.exposed_communication_us += gather - behind;

@@ -38,14 +38,14 @@ Report report_step_time(const ModelSpec& model, const Machine& machine, const St
       report.summary.push_back(fmt::format(
           "one step {:.4g} ms, {:.4g} tokens/s, {:.4g} on each GPU, {:.1f} % of the dense {} rate",
           time.step_us * 1e-3, time.tokens_per_s, time.tokens_per_s_per_gpu,
-          100 * time.model_flops_utilization, math_type_name(o.math)));
+          100 * time.model_flops_utilization, math_type_name(time.peak_type)));
       break;
     case Phase::prefill:
       report.head.set("ttft_ms", time.ttft_ms).set("model_flops_utilization", time.model_flops_utilization);
       report.summary.push_back(fmt::format(
           "first token after {:.4g} ms, {:.4g} tokens/s, {:.4g} on each GPU, {:.1f} % of the dense {} rate",
           time.ttft_ms, time.tokens_per_s, time.tokens_per_s_per_gpu, 100 * time.model_flops_utilization,
-          math_type_name(o.math)));
+          math_type_name(time.peak_type)));
       break;
     case Phase::decode:
       report.head.set("tpot_ms", time.tpot_ms).set("tokens_per_s_per_user", time.tokens_per_s_per_user);

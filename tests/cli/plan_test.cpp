@@ -97,7 +97,20 @@ TEST(PlanTest, AffinityKnowsPathsAndPlacements) {
 }
 
 TEST(PlanTest, AlltoallBreakdownSearchAndCompareAnswer) {
-  EXPECT_EQ(json_of({"plan", "alltoall", "--model", "r1", "--ep", "16"}).at("domains"), 2);
+  const nlohmann::json exchange = json_of({"plan", "alltoall", "--model", "r1", "--ep", "16"});
+  EXPECT_EQ(exchange.at("domains"), 2);
+  int own = 0;
+  for (const nlohmann::json& row : exchange.at("choices")) {
+    if (row.at("library") != "shunt") continue;
+    ++own;
+    ASSERT_TRUE(row.at("buffer_bytes").is_number()) << row;
+    EXPECT_GT(row.at("buffer_bytes"), 0);
+  }
+  EXPECT_EQ(own, 8);
+  // Hosts that are given are kept, though the ranks would need others.
+  EXPECT_EQ(json_of({"plan", "alltoall", "--model", "r1", "--ep", "8", "--hosts", "2"}).at("hosts"), 2);
+  // Experts that the ranks do not divide rule out some libraries, not the question.
+  EXPECT_FALSE(json_of({"plan", "alltoall", "--model", "r1", "--ep", "24"}).at("choices").empty());
   const Words plan = {"plan", "breakdown", "--model", "mixtral-8x7b",   "--hosts", "8", "--pp", "4", "--dp",
                       "16",   "--ep",      "8",       "--microbatches", "16"};
   const nlohmann::json breakdown = json_of(plan);
@@ -130,12 +143,37 @@ TEST(PlanTest, NewCommandsRefuseWithOneSentence) {
       "shunt: --phase \"decod\": did you mean \"decode\"? Allowed are training, prefill, decode\n");
   expect_usage_error({"plan", "compare", "--model", "r1", "--a", "--tp 1 --pq 2", "--b", "--tp 1"},
                      "shunt: --a \"--tp 1 --pq 2\": --pq is not an option of --a; did you mean --pp?\n");
-  expect_usage_error(
-      {"plan", "alltoall", "--model", "r1", "--ep", "8", "--dispatch-payload", "fp9"},
-      run_shunt({"plan", "alltoall", "--model", "r1", "--ep", "8", "--combine-payload", "fp9"}).err);
+  for (const std::string option : {"--dispatch-payload", "--combine-payload"})
+    expect_usage_error(
+        {"plan", "alltoall", "--model", "r1", "--ep", "8", option, "fp9"},
+        "shunt: " + option +
+            ": payload \"fp9\" is not known; did you mean \"fp8\"? Allowed are bfloat16, half, float, int8, "
+            "fp8, fp8_block128, mxfp8, nvfp4, mxfp4, none\n");
+  expect_usage_error({"plan", "alltoall", "--model", "r1", "--hosts", "2", "--gpus", "16"},
+                     "shunt: --hosts 2 and --gpus 16: give one of them\n");
   const Ended node = run_shunt({"plan", "affinity", "--node", "dgx-h10"});
   EXPECT_EQ(node.status, 2);
   EXPECT_NE(node.err.find("did you mean \"dgx-h100\"?"), std::string::npos) << node.err;
+}
+
+TEST(PlanTest, SearchRefusesWhatNoLayoutCanHave) {
+  const auto refused = [](Words more, const std::string& message) {
+    Words words = {"plan", "search", "--model", "mixtral-8x7b", "--tiers"};
+    words.insert(words.end(), more.begin(), more.end());
+    expect_usage_error(words, "shunt: " + message + "\n");
+  };
+  refused({"--phase", "prefill", "--prompt", "100", "--cached", "200"},
+          "cached 200: expected less than the prompt of 100 tokens, and no negative number");
+  refused({"--imbalance", "0.5"}, "imbalance 0.5: expected a number in [1, 8]");
+  refused({"--zero", "7"}, "zero 7: expected a number in [0, 3]");
+  refused({"--cp", "3"}, "cp 3: no layout of 8 GPUs has it");
+}
+
+TEST(PlanTest, CompareTakesAClusterOfEachPlan) {
+  const nlohmann::json json = json_of({"plan", "compare", "--model", "mixtral-8x7b", "--hosts", "1",
+                                       "--tiers", "--a", "--dp 8 --ep 8", "--b", "--gpus 16 --dp 16 --ep 8"});
+  EXPECT_EQ(json.at("a_gpus"), 8);
+  EXPECT_EQ(json.at("b_gpus"), 16);
 }
 
 TEST(PlanTest, RefusesWithOneSentence) {

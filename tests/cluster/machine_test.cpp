@@ -57,6 +57,8 @@ TEST(MachineTest, PricesCollectivesByTheirSlowestTier) {
   // 1 GB, eight ranks: 2 * 7/8 GB over 370.8 GB/s.
   EXPECT_NEAR(all_reduce_us(dgx, near, 1e9), 2 * 0.875 * 1e9 / 370.8e3, 100);
   EXPECT_NEAR(all_gather_us(dgx, near, 1e9), 0.875 * 1e9 / 370.8e3, 100);
+  // A short message takes LL, which gets half of the rate (tuning.cc): 7 steps of 0.6 us.
+  EXPECT_NEAR(all_gather_us(dgx, near, 65536), 6.6 + 7 * 0.6 + 0.875 * 65536 / (0.5 * 370.8e3), 1e-6);
   // All eight NICs of a host serve the ring: 8 * 48.5 is more than NVLink.
   EXPECT_NEAR(all_gather_us(dgx, far, 1e9) / (31.0 / 32 * 1e9 / 370.8e3), 1, 0.1);
   // One rank on each host has one NIC.

@@ -60,6 +60,10 @@ TEST(ExchangeTest, ChoosesBetweenLibrariesForDecode) {
   const ExchangeChoice* low = find(plan, "deepep-ll", "fp8_block128");
   ASSERT_NE(low, nullptr);
   EXPECT_TRUE(low->fitted);
+  EXPECT_TRUE(low->measured);
+  EXPECT_EQ(low->fit_hardware, "h100_sxm");
+  // An H100 multiplies in no fp4.
+  EXPECT_EQ(find(plan, "nccl", "nvfp4"), nullptr);
   EXPECT_FALSE(low->deduplicated);
   EXPECT_EQ(low->qps, 8);
   EXPECT_NEAR(low->buffer_bytes / 1e9, 1.91, 0.01);  // Published for 256 experts, 128 tokens, hidden 7168
@@ -104,6 +108,35 @@ TEST(ExchangeTest, OneRackNeedsNoNetwork) {
     EXPECT_EQ(choice.path, ExchangePath::flat);
   }
   EXPECT_NE(find(plan, "flashinfer", "nvfp4"), nullptr);
+}
+
+TEST(ExchangeTest, SaysWhereItsKernelsWereMeasured) {
+  const Calibration calibration = read_calibration("presets/fits/measured.toml");
+  const CostModel fits(calibration, "presets/hardware");
+  ExchangeOptions options;
+  options.libraries = {"flashinfer", "shunt"};
+  const Report h100 = report_exchange(preset("r1"), machine("dgx-h100", 1), options, &fits);
+  EXPECT_NE(h100.summary.back().find("of those with a fit, measured on gb200"), std::string::npos)
+      << h100.summary.back();
+  EXPECT_EQ(std::get<bool>(*h100.head.find("best_measured")), false);
+  const Report rack = report_exchange(preset("r1"), machine("gb200-nvl72", 2), options, &fits);
+  EXPECT_NE(rack.summary.back().find("of those that were measured on gb200"), std::string::npos)
+      << rack.summary.back();
+}
+
+TEST(ExchangeTest, LeavesALibraryOutWithItsReason) {
+  ExchangeOptions options;
+  options.ep = 24;
+  options.shunt_bytes = [](const ShuntExchange& e) {
+    if (e.experts % e.ranks != 0) throw Error(Errc::invalid_argument, "ranks do not divide experts");
+    return 1.0;
+  };
+  const ExchangePlan plan = plan_exchange(preset("r1"), machine("dgx-h100", 3), options, nullptr);
+  EXPECT_FALSE(plan.choices.empty());
+  EXPECT_NE(std::find(plan.refused.begin(), plan.refused.end(), "shunt: ranks do not divide experts"),
+            plan.refused.end());
+  // 8 groups on 3 domains have no closed form: said, not hidden.
+  EXPECT_EQ(plan.notes.size(), 1U);
 }
 
 TEST(ExchangeTest, ReportNamesConfigurationAndEnvironment) {

@@ -76,6 +76,25 @@ TEST(SearchTest, SaysWhyNothingFits) {
   ASSERT_FALSE(report.tables[2].rows.empty());
 }
 
+TEST(SearchTest, RefusesWhatNoLayoutCanBePricedFor) {
+  const ModelSpec model = preset("mixtral-8x7b");
+  const Machine m = machine("dgx-h100", 1);
+  SearchOptions options = serving(model, m, Phase::prefill);
+  options.base.step.prompt = 100;
+  options.base.step.cached = 200;
+  expect_refused("cached 200: expected less than the prompt of 100 tokens, and no negative number",
+                 [&] { (void)search_plans(model, m, options, nullptr); });
+  SearchOptions training;
+  training.base.step.layout.cp = 3;
+  expect_refused("cp 3: no layout of 8 GPUs has it",
+                 [&] { (void)search_plans(model, m, training, nullptr); });
+  // Reasons keep the ranges that they name.
+  training.base.step.layout.cp = 1;
+  training.base.global_batch = 8;
+  for (const auto& one : search_plans(model, m, training, nullptr).rejected)
+    EXPECT_EQ(one.reason.find("[N"), std::string::npos) << one.reason;
+}
+
 TEST(SearchTest, Refuses) {
   const ModelSpec model = preset("r1");
   const Machine m = machine("dgx-h100", 1);

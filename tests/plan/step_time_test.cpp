@@ -1,5 +1,6 @@
 #include <shunt/plan/step_time.h>
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -71,9 +72,18 @@ TEST(StepTimeTest, AgreesWithSelene) {
 TEST(StepTimeTest, PartsAddUpToTheStep) {
   const StepTime time =
       step_time(selene_model(kSelene[1]), machine("dgx-a100", 8), selene_options(kSelene[1], true));
-  double sum = 0;
-  for (const TimePart& part : time.parts) sum += part.exposed_us;
-  EXPECT_NEAR(sum, time.step_us, 1e-6 * time.step_us);
+  // From the stages: all microbatches of the busiest one, and a part for each chunk of the others.
+  const auto busy = [](const StageTime& s) { return s.forward_us + s.backward_us + 2 * s.send_us; };
+  double most = 0;
+  double all = 0;
+  for (const StageTime& stage : time.stages) {
+    most = std::max(most, busy(stage));
+    all += busy(stage);
+  }
+  EXPECT_NEAR(time.bubble_us, (all - most) / 3, 1e-6 * all);
+  const double step =
+      64 * most + time.bubble_us + time.exposed_us("gradient_sync") + time.exposed_us("optimizer");
+  EXPECT_NEAR(step, time.step_us, 1e-6 * time.step_us);
   EXPECT_GT(time.exposed_us("bubble"), 0);
   EXPECT_GT(time.exposed_us("tensor_parallel"), 0);
   EXPECT_EQ(time.exposed_us("dispatch"), 0);
@@ -130,32 +140,153 @@ TEST(StepTimeTest, DecodeOfDeepSeekIsNearItsDeployment) {
   const StepTime report = step_time(r1, machine("hgx-h800", 40), wide, &fits());
   EXPECT_GT(report.exposed_us("tensor_parallel"), 0);
   EXPECT_LT(report.exposed_us("expert_gemm"), time.exposed_us("expert_gemm"));
+  EXPECT_NEAR(report.tokens_per_s_per_gpu, 64 * report.tokens_per_s_per_user,
+              1e-6 * report.tokens_per_s_per_gpu);
+  // MLA's vector is whole on all four GPUs: they read what one with as many sequences reads.
+  wide.layout.tp = 1;
+  wide.layout.dp = 320;
+  const StepTime alone = step_time(r1, machine("hgx-h800", 40), wide, &fits());
+  EXPECT_GT(4 * report.exposed_us("attention"), 1.2 * alone.exposed_us("attention"));
+}
+
+// Kernels that a group cannot use do not price it, and memory, which is asked with the same kernels, has none of theirs.
+TEST(StepTimeTest, PricesOnlyByKernelsThatServe) {
+  const ModelSpec r1 = preset("r1");
+  const Machine h800 = machine("hgx-h800", 4);
+  StepTimeOptions o = serving(r1, h800, Phase::decode);
+  o.layout.ep = o.layout.dp = 32;
+  EXPECT_EQ(step_time(r1, h800, o, &fits()).kernels, ExchangeKernels::low_latency);
+  o.sequences = 2 * 1024 + 2;
+  const StepTime many = step_time(r1, h800, o, &fits());
+  EXPECT_EQ(many.kernels, ExchangeKernels::tiers);
+  ASSERT_EQ(many.notes.size(), 1U);
+  EXPECT_EQ(
+      many.notes[0],
+      "dispatch and combine are priced by tiers: low_latency does not serve: 1025 tokens of a rank; its "
+      "buffers are meant for fewer than 256, at most 1024 here");
+  o.kernels = ExchangeKernels::low_latency;
+  expect_refused(
+      "exchange kernels low_latency: 1025 tokens of a rank; its buffers are meant for fewer than 256, at "
+      "most "
+      "1024 here",
+      [&] { (void)step_time(r1, h800, o, &fits()); });
+  const Machine amd = machine("mi300x-8", 1);
+  StepTimeOptions xgmi = serving(r1, amd, Phase::decode);
+  xgmi.layout.ep = xgmi.layout.dp = 8;
+  EXPECT_EQ(step_time(r1, amd, xgmi, &fits()).exchange_source, "tiers");
+}
+
+// A token's limit to 4 of 8 groups holds with copies of experts too, where the nodes divide the groups.
+TEST(StepTimeTest, KeepsTheLimitOfGroupsWithRedundantExperts) {
+  ModelSpec r1 = preset("r1");
+  const Machine h800 = machine("hgx-h800", 8);
+  StepTimeOptions o = serving(r1, h800, Phase::prefill);
+  o.layout.ep = o.layout.dp = 64;
+  o.layout.redundant_experts = 64;
+  const auto exchange = [&] {
+    const StepTime time = step_time(r1, h800, o, &fits());
+    for (const TimePart& part : time.parts)
+      if (part.name == "dispatch") return part.us;
+    return 0.0;
+  };
+  const double with = exchange();
+  r1.top_groups = r1.expert_groups;
+  EXPECT_LT(with, 0.9 * exchange());
+}
+
+TEST(StepTimeTest, CopiesOfExpertsEvenLoadsOut) {
+  const ModelSpec r1 = preset("r1");
+  const Machine h800 = machine("hgx-h800", 4);
+  StepTimeOptions o = serving(r1, h800, Phase::decode);
+  o.layout.ep = o.layout.dp = 32;
+  o.expert_loads.assign(256, 1);
+  o.expert_loads[0] = 4000;  // One expert has nearly everything
+  double last = 1e9;
+  for (const std::int64_t copies : {0, 32, 64, 96}) {
+    o.layout.redundant_experts = copies;
+    const double imbalance = step_time(r1, h800, o, &fits()).imbalance;
+    EXPECT_LT(imbalance, last) << copies;
+    EXPECT_GE(imbalance, 1);
+    last = imbalance;
+  }
+}
+
+TEST(StepTimeTest, HidesNoMoreThanThereIsComputation) {
+  const ModelSpec mixtral = preset("mixtral-8x7b");
+  const Machine m = machine("dgx-h100", 4);
+  StepTimeOptions o;
+  o.layout.dp = 32;
+  o.layout.ep = 8;
+  o.training.zero = 3;
+  o.training.sequence = 64;  // Little to compute for all these weights
+  o.overlap_gradients = 1;
+  const StepTime time = step_time(mixtral, m, o, &fits());
+  double compute = 0;
+  for (const TimePart& part : time.parts)
+    if (part.tier == "compute" && part.name != "bubble") compute += part.us;
+  EXPECT_GT(time.hidden_communication_us, 0);
+  EXPECT_LE(time.hidden_communication_us, compute * (1 + 1e-9));
+  EXPECT_GT(time.exposed_us("weight_gather"), 0);
+}
+
+TEST(StepTimeTest, UtilizationIsOfTheFasterType) {
+  const ModelSpec mixtral = preset("mixtral-8x7b");
+  const Machine m = machine("dgx-h100", 1);
+  StepTimeOptions o;
+  o.layout.dp = 8;
+  o.training.micro_batch = 8;
+  o.expert_math = MathType::fp8;
+  o.efficiency.matrix = o.efficiency.grouped_matrix = 1;
+  const StepTime time = step_time(mixtral, m, o);
+  EXPECT_EQ(time.peak_type, MathType::fp8);
+  EXPECT_GT(time.model_flops_utilization, 0.3);
+  EXPECT_LE(time.model_flops_utilization, 1);
+}
+
+TEST(StepTimeTest, DecodeHalvesNoSingleSequence) {
+  const ModelSpec r1 = preset("r1");
+  const Machine h800 = machine("hgx-h800", 4);
+  StepTimeOptions o = serving(r1, h800, Phase::decode);
+  o.layout.ep = o.layout.dp = 16;
+  o.layout.pp = 2;
+  o.sequences = 3;
+  expect_refused("sequences 3: two batches on pp 2 need at least 4, one for each half on every stage",
+                 [&] { (void)step_time(r1, h800, o, &fits()); });
+  o.sequences = 4;
+  EXPECT_GT(step_time(r1, h800, o, &fits()).tpot_ms, 0);
 }
 
 // arXiv 2505.09343, section 2.3.2: 32 tokens, 9 rows of 7000 elements, 1 byte there and 2 back over 50 GB/s, twice (two
 // microbatches) in 61 layers: 120.96 us, 14.76 ms and 67 tokens/s; 6.72 us, 0.82 ms, some 1200 tokens/s at 900 GB/s.
 TEST(StepTimeTest, RepeatsTheArithmeticOfInsights) {
+  ModelSpec model = preset("r1");
+  model.hidden = 7000;
+  model.top_k = 9;
+  model.experts = 320;
+  model.expert_groups = model.top_groups = 1;
+  for (LayerSpec& layer : model.layers) layer.moe = true;
   for (const auto& [rate, layer_us, tpot_ms] :
        {std::tuple<double, double, double>{50, 120.96, 14.76}, {900, 6.72, 0.82}}) {
+    // One GPU on each host, so that all rows leave (1 of 320 stays), and computation that takes no time.
     Machine m = machine("hgx-h800", 40);
+    m.node.gpus = m.node.domain_gpus = 1;
+    m.hosts = 320;
     m.network = {rate, 0};
     m.spine = m.network;
-    m.message_us = 0;
-    Group group = place_group(m, 320, 1);
-    ExchangeShape shape;
-    shape.tokens = 32;
-    shape.topk = 9;
-    shape.deduplicated = false;
-    // All rows leave: the paper counts none that stays.
-    group.near = 1;
-    group.domains = 1 << 30;
-    double us = 0;
-    for (const double bytes : {7000.0, 14000.0}) {
-      shape.row = bytes;
-      us += exchange_time(m, group, shape, ExchangePath::flat).far_us;
-    }
-    EXPECT_NEAR(us, layer_us, 0.01 * layer_us);
-    EXPECT_NEAR(2 * 61 * us * 1e-3, tpot_ms, 0.01 * tpot_ms);
+    m.message_us = m.launch_us = 0;
+    m.hbm.gb_per_s = 1e9;
+    m.node.gpu.bf16_tflops = m.node.gpu.fp8_tflops = 1e9;
+    StepTimeOptions o;
+    o.phase = Phase::decode;
+    o.layout.dp = o.layout.ep = 320;
+    o.sequences = 64;
+    o.two_batches = true;
+    o.dispatch_payload = "fp8";
+    o.kernels = ExchangeKernels::tiers;
+    o.path = ExchangePath::flat;
+    const StepTime time = step_time(model, m, o);
+    EXPECT_NEAR(time.tpot_ms, tpot_ms, 0.01 * tpot_ms);
+    EXPECT_NEAR(time.tpot_ms * 1e3 / 2 / 61, layer_us, 0.01 * layer_us);
   }
 }
 

@@ -92,6 +92,7 @@ struct CalibrationReport {
 struct Prediction {
   double us = 0;
   const CostFit* fit = nullptr;  ///< Whose parameters; its hardware may be another than the case's
+  bool measured = false;         ///< The fit is of the case's own GPU
 };
 
 /// Predicts cases from the fits of a calibration.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,18 +16,35 @@ namespace shunt::plan {
 /// deepep-normal, deepep-ll, deepep-v2, flashinfer, pplx, nccl, shunt.
 [[nodiscard]] const std::vector<std::string>& exchange_libraries();
 
+/// One of Shunt's own exchanges, for whoever knows what it reserves.
+struct ShuntExchange {
+  std::int64_t tokens = 0;
+  std::int64_t experts = 0;  ///< With redundant ones
+  std::int64_t top_k = 0;
+  std::int64_t hidden = 0;
+  std::int64_t ranks = 0;
+  std::int64_t near = 0;  ///< Ranks in one scale-up domain
+  bool hierarchical = false;
+  bool presum = false;
+  bool fp8 = false;  ///< Rows in f8e4m3 with a scale for each 128 elements, else bf16
+};
+
 /// One expert-parallel exchange for which kernels, path and precision are sought.
 struct ExchangeOptions {
   std::int64_t ep = 8;        ///< Ranks; from rank 0, GPU by GPU
   std::int64_t tokens = 128;  ///< Of one rank in a step
   std::int64_t redundant_experts = 0;
-  std::vector<std::string> libraries;          ///< Empty: all
-  std::vector<std::string> dispatch_payloads;  ///< As row_bytes(); empty: bfloat16, fp8_block128, nvfp4
+  std::vector<std::string> libraries;  ///< Empty: all
+  std::vector<std::string>
+      dispatch_payloads;  ///< As row_bytes(); empty: of bfloat16, fp8_block128 and nvfp4 what the GPU multiplies in
   std::string combine_payload = "bfloat16";
   std::int64_t sms =
       0;  ///< For kernels that take a number of multiprocessors; 0: what the library would take
   double imbalance = 1;    ///< Load of the busiest rank over the mean
   bool overlapped = true;  ///< Computation runs beside it: DeepEP V2 then takes few multiprocessors
+  /// Bytes that Shunt reserves on one rank, which the library shunt::alltoall knows and this one does not depend on.
+  /// Empty: not known. Errors (Errc::invalid_argument) become the reason why Shunt is left out.
+  std::function<double(const ShuntExchange&)> shunt_bytes;
 };
 
 /// One way to do it.
@@ -47,6 +65,8 @@ struct ExchangeChoice {
   double dispatch_us = 0;
   double combine_us = 0;
   bool fitted = false;       ///< Times from fitted kernels; else from bytes and rates of tiers
+  bool measured = false;     ///< The fits are to measurements on this GPU, not on another by its data sheet
+  std::string fit_hardware;  ///< On which the fitted kernels were measured; empty where !fitted
   double buffer_bytes = -1;  ///< Of one rank; -1: not known
 
   [[nodiscard]] double us() const noexcept { return dispatch_us + combine_us; }
@@ -56,13 +76,13 @@ struct ExchangeChoice {
 struct ExchangePlan {
   std::vector<ExchangeChoice> choices;
   std::vector<std::string> refused;  ///< "library: reason"
+  std::vector<std::string> notes;    ///< What could not be counted exactly
   std::int32_t domains = 1;
   Destinations destinations;  ///< Of a token; nodes are scale-up domains
 };
 
-/// Errors: Errc::invalid_argument for models without experts, groups larger than the machine, experts that ranks do not
-///         divide (with the redundant experts that would help), numbers out of range, unknown libraries and payloads with
-///         the nearest.
+/// Errors: Errc::invalid_argument for models without experts, groups larger than the machine or than the experts, numbers
+///         out of range, unknown libraries and payloads with the nearest, and where no library fits (with the reasons).
 [[nodiscard]] ExchangePlan plan_exchange(const ModelSpec& model, const Machine& machine,
                                          const ExchangeOptions& options, const CostModel* fits);
 

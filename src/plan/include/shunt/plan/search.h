@@ -43,8 +43,9 @@ struct SearchResult {
 /// Tries every layout of divisors. The second aim is memory in training, time to first token in prefill, time between
 /// tokens in decode.
 /// Result: deterministic; pruned are only plans that cannot be (a layout that does not divide is tried with one batch).
-/// Errors: Errc::invalid_argument for targets that do not belong to the phase and numbers out of range. No plan at all is
-///         no error: `best` is empty and `rejected` says why.
+/// Errors: Errc::invalid_argument for targets that do not belong to the phase, numbers out of range, and where no layout
+///         can be priced (with the first reason). Plans that are priced, and do not fit or come too late, are no error:
+///         `best` is empty and `rejected` says why.
 [[nodiscard]] SearchResult search_plans(const ModelSpec& model, const Machine& machine,
                                         const SearchOptions& options, const CostModel* fits);
 

@@ -20,9 +20,9 @@ enum class Phase { training, prefill, decode };
 
 /// What prices dispatch and combine.
 enum class ExchangeKernels {
-  automatic,    ///< Fitted kernels where there are fits and the group is of their kind, else tiers
-  tiers,        ///< Bytes over data sheet rates: exchange_time()
-  normal,       ///< Fitted: DeepEP normal
+  automatic,  ///< Fitted kernels where there are fits and they serve the group, else tiers (with a note why)
+  tiers,      ///< Bytes over data sheet rates: exchange_time()
+  normal,     ///< Fitted: DeepEP normal
   low_latency,  ///< Fitted: DeepEP low latency
   nvlink        ///< Fitted: TensorRT-LLM's one-sided kernel in one NVLink domain
 };
@@ -60,10 +60,14 @@ struct StepTimeOptions {
   std::int64_t exchange_sms =
       0;  ///< That normal dispatch and combine take; 0: 24, and what overlaps with them loses these
 
-  bool two_batches = false;      ///< Two microbatches in turn: one's exchange behind the other's computation
-  double overlap_tensor = 0;     ///< Share of tensor-parallel collectives that is hidden, [0, 1]
-  double overlap_pipeline = 0;   ///< Share of transfers between stages that is hidden
-  double overlap_gradients = 0;  ///< Share of the gradient sync that may hide behind the last backward pass
+  /// Two microbatches in turn: one's exchange behind the other's computation. Serving cuts the batch in halves of equal
+  /// tokens: decode needs two sequences on a stage; in prefill the cut may lie inside a prompt, as with chunked prefill.
+  bool two_batches = false;
+  double overlap_tensor = 0;    ///< Share of tensor-parallel collectives that is hidden, [0, 1]
+  double overlap_pipeline = 0;  ///< Share of transfers between stages that is hidden
+  /// Share of the gradient sync that may hide behind the last backward pass, and of ZeRO 3's weight gathers that may hide
+  /// behind what computation is left.
+  double overlap_gradients = 0;
   Efficiency efficiency;
 };
 
@@ -89,8 +93,9 @@ struct StepTime {
   StepTimeOptions options;  ///< With defaults filled in, layout resolved
   double imbalance = 1;     ///< Used
   ExchangePath path = ExchangePath::flat;
-  std::string exchange_source;  ///< Which kernels priced dispatch and combine
-  std::vector<TimePart> parts;  ///< exposed_us sum to step_us
+  std::string exchange_source;                       ///< Which kernels priced dispatch and combine
+  ExchangeKernels kernels = ExchangeKernels::tiers;  ///< The same, resolved; tiers where nothing is exchanged
+  std::vector<TimePart> parts;                       ///< exposed_us sum to step_us
   std::vector<StageTime> stages;
   double step_us = 0;  ///< Training: one optimizer step. Prefill: one pass. Decode: one pass (all stages)
   double bubble_us = 0;
@@ -98,8 +103,10 @@ struct StepTime {
   double hidden_communication_us = 0;
   double tokens_per_s = 0;  ///< All GPUs of the layout: trained, prefilled (without cached), or generated
   double tokens_per_s_per_gpu = 0;
-  double model_flops_utilization =
-      0;               ///< Training and prefill: needed flops (no recomputation) over peak of `math`
+  /// Training and prefill: needed flops (no recomputation) over the peak of `peak_type`.
+  double model_flops_utilization = 0;
+  MathType peak_type =
+      MathType::bf16;  ///< Whichever of `math` and, with experts, `expert_math` has the higher rate
   double ttft_ms = 0;  ///< Prefill: of a prompt that starts at once, all stages
   double tpot_ms = 0;  ///< Decode: between tokens of one sequence, with accepted drafts
   double tokens_per_s_per_user = 0;  ///< Decode: 1000 / tpot_ms
