@@ -106,56 +106,56 @@ void check_sum(const AllToAllConfig& c, std::int32_t rank, const Weights& weight
                        weights.row_stride, c.top_k, c.top_k));
 }
 
-Error error_of(const AllToAllConfig& c, std::int32_t rank, const Finding& s) {
-  const auto step = s.epoch;
+Error error_of(const AllToAllConfig& c, std::int32_t rank, const Finding& f) {
+  const auto step = f.epoch;
   const auto void_step = [&](const std::string& what) {
     return Error(
         Errc::invalid_argument,
         fmt::format("rank {}: dispatch step {}: {}; the step is void on every rank", rank, step, what));
   };
-  switch (static_cast<Trouble>(s.trouble)) {
+  switch (static_cast<Trouble>(f.trouble)) {
     case Trouble::id_outside:
-      return void_step(fmt::format("rank {} brought token {}, k {}: expert id {} is outside [-1, {}]", s.peer,
-                                   s.a / c.top_k, s.a % c.top_k, s.b, c.num_experts - 1));
+      return void_step(fmt::format("rank {} brought token {}, k {}: expert id {} is outside [-1, {}]", f.peer,
+                                   f.a / c.top_k, f.a % c.top_k, f.b, c.num_experts - 1));
     case Trouble::id_twice:
       return void_step(fmt::format("rank {} brought token {}, k {}: expert {} is named twice by this token",
-                                   s.peer, s.a / c.top_k, s.a % c.top_k, s.b));
+                                   f.peer, f.a / c.top_k, f.a % c.top_k, f.b));
     case Trouble::live_tokens:
       return void_step(
-          fmt::format("rank {} brought live_tokens {}; allowed are 0 to the {} given", s.peer, s.b, s.a));
+          fmt::format("rank {} brought live_tokens {}; allowed are 0 to the {} given", f.peer, f.b, f.a));
     case Trouble::overflow:
       return {Errc::overflow,
               fmt::format("rank {}: dispatch step {}: {} rows would arrive at rank {}, but max_recv_rows is "
                           "{}; the step is void on every rank",
-                          rank, step, s.a, s.peer, c.max_recv_rows)};
+                          rank, step, f.a, f.peer, c.max_recv_rows)};
     case Trouble::timeout:
       return {Errc::timeout,
               fmt::format("rank {}: timed out after {} ms waiting for rank {} in {}, step {}", rank,
-                          c.deadline.count(), s.peer, phase_of(s), step),
-              s.peer};
+                          c.deadline.count(), f.peer, phase_of(f), step),
+              f.peer};
     case Trouble::accused:
-      if (s.peer == s.a)
+      if (f.peer == f.a)
         return {Errc::peer_lost,
                 fmt::format("rank {}: rank {} has found its own part wrong and gone, as it says itself; it "
                             "was waited for in {}, step {}",
-                            rank, s.peer, phase_of(s), step),
-                s.peer};
+                            rank, f.peer, phase_of(f), step),
+                f.peer};
       return {Errc::peer_lost,
-              s.peer == rank
+              f.peer == rank
                   ? fmt::format("rank {}: rank {} gave up on this rank while it was in {}, step {}", rank,
-                                s.a, phase_of(s), step)
+                                f.a, phase_of(f), step)
                   : fmt::format("rank {}: lost rank {} (rank {} gave up on it) while waiting in {}, step {}",
-                                rank, s.peer, s.a, phase_of(s), step),
-              s.peer};
+                                rank, f.peer, f.a, phase_of(f), step),
+              f.peer};
     case Trouble::other_replicas:
       return {Errc::invalid_argument,
               fmt::format("rank {}: combine step {}: this rank's tokens ask rank {} for {} results, and {} "
                           "came for its group (dp_size {}): the members brought different tokens",
-                          rank, step, s.peer, s.a, s.b, c.dp_size)};
+                          rank, step, f.peer, f.a, f.b, c.dp_size)};
     case Trouble::none:
       break;
   }
-  return {Errc::internal, fmt::format("rank {}: kernels wrote status {} in step {}", rank, s.trouble, step)};
+  return {Errc::internal, fmt::format("rank {}: kernels wrote status {} in step {}", rank, f.trouble, step)};
 }
 
 }  // namespace shunt::cuda::detail
