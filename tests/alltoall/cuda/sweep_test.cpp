@@ -4,7 +4,7 @@
 // order.
 //
 // Environment:
-//   SHUNT_GPU_SWEEP_CASES  number of cases, default 304, which run under AddressSanitizer; `make test` runs 120
+//   SHUNT_GPU_SWEEP_CASES  number of cases, default 304; `make test` runs 120, test-deep 100 under AddressSanitizer
 //   SHUNT_SWEEP_CASE       run this one case only, as a failure's message says
 #include <cstdlib>
 #include <deque>
