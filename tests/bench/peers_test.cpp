@@ -71,7 +71,10 @@ void expect_right(const std::string& peer, const std::vector<Change>& shapes, bo
     for (const MethodResult& method : result.methods) {
       EXPECT_EQ(method.status, "ok") << method.name << " " << method.variant << ": " << method.reason;
       EXPECT_TRUE(method.correct) << method.name;
-      EXPECT_NE(method.find(result.main_placement(), "exchange"), nullptr) << method.name;
+      // In any placement: inner phases may come from a run of their own, which a busy machine places elsewhere.
+      EXPECT_TRUE(std::any_of(method.phases.begin(), method.phases.end(), [](const PhaseResult& phase) {
+        return phase.phase == "exchange";
+      })) << method.name;
       EXPECT_GT(method.cold_us[0], 0) << method.name;
       EXPECT_GT(method.cold_us[2], 0) << method.name;
       if (bits) {
