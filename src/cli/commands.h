@@ -22,5 +22,6 @@ void add_calibrate(CLI::App& parent, Command& command);
 void add_doctor(CLI::App& parent, Command& command);
 void add_plan(CLI::App& parent, Command& command);
 void add_predict(CLI::App& parent, Command& command);
+void add_trace(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 
 }  // namespace shunt::cli

@@ -33,6 +33,7 @@ int run(int argc, char** argv) {
   shunt::cli::add_plan(app, command);
   shunt::cli::add_calibrate(app, command);
   shunt::cli::add_predict(app, command);
+  shunt::cli::add_trace(app, arguments, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -4,12 +4,16 @@
 #include <string_view>
 #include <vector>
 
+#include <shunt/core/nearest.h>
+
 namespace shunt::detail {
 
-/// Edits (insert, delete, replace one character, swap two neighbours) that turn one word into the other.
-[[nodiscard]] std::size_t edit_distance(std::string_view a, std::string_view b);
+[[nodiscard]] inline std::size_t edit_distance(std::string_view a, std::string_view b) {
+  return name_distance(a, b);
+}
 
-/// The candidate with the smallest edit distance, the first of equals; empty where there is none.
-[[nodiscard]] std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
+[[nodiscard]] inline std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {
+  return nearest_name(word, candidates);
+}
 
 }  // namespace shunt::detail

@@ -16,6 +16,11 @@ enum class Purpose : std::uint64_t {
   mask = 5,
   word = 6,
   router = 7,
+  hash_gate = 8,
+  jitter = 9,
+  noise = 10,
+  popularity = 11,
+  logits = 12,
 };
 
 inline constexpr int kTokenBits = 33;

@@ -1,13 +1,11 @@
-#include "nearest.h"
+#include <shunt/core/nearest.h>
 
 #include <algorithm>
 #include <limits>
 
-#include <shunt/cluster/nearest.h>
+namespace shunt {
 
-namespace shunt::detail {
-
-std::size_t edit_distance(std::string_view a, std::string_view b) {
+std::size_t name_distance(std::string_view a, std::string_view b) {
   // Rows i - 2, i - 1 and i of the table of distances between prefixes (optimal string alignment).
   std::vector<std::size_t> before(b.size() + 1);
   std::vector<std::size_t> last(b.size() + 1);
@@ -27,29 +25,17 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {
+std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
   std::string best;
   std::size_t best_distance = std::numeric_limits<std::size_t>::max();
-  for (const std::string& candidate : candidates) {
-    const std::size_t distance = edit_distance(word, candidate);
+  for (const std::string& name : names) {
+    const std::size_t distance = name_distance(word, name);
     if (distance < best_distance) {
       best_distance = distance;
-      best = candidate;
+      best = name;
     }
   }
   return best;
-}
-
-}  // namespace shunt::detail
-
-namespace shunt {
-
-std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
-  return detail::nearest(word, names);
-}
-
-std::size_t name_distance(std::string_view a, std::string_view b) {
-  return detail::edit_distance(a, b);
 }
 
 }  // namespace shunt

@@ -1,0 +1,78 @@
+// `shunt trace` as users call it.
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "process.h"
+
+namespace shunt::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+class TraceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "shunt-trace-XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    directory_ = name;
+  }
+  void TearDown() override { fs::remove_all(directory_); }
+  [[nodiscard]] std::string path(const std::string& name) const { return (directory_ / name).string(); }
+  fs::path directory_;
+};
+
+TEST_F(TraceTest, GeneratesAndDescribes) {
+  const std::string file = path("trace.jsonl");
+  const Ended made = run_shunt({"trace", "generate", "--preset", "r1", "--tokens", "64", "--groups", "2",
+                                "--steps", "2", "--routing", "powerlaw:1", "--out", file});
+  EXPECT_EQ(made.status, 0) << made.err;
+  const Ended told = run_shunt({"trace", "stats", file, "--each", "step", "--capacity-factors", "1,1.25",
+                                "--jsonl", path("loads.jsonl")});
+  EXPECT_EQ(told.status, 0) << told.err;
+  EXPECT_NE(told.out.find("256 experts, top-8, 2 steps of 2 groups"), std::string::npos) << told.out;
+  EXPECT_NE(told.out.find("drop@1.25"), std::string::npos) << told.out;
+  EXPECT_NE(told.out.find("\nstep 1 "), std::string::npos) << told.out;
+  std::ifstream in(path("loads.jsonl"));
+  const std::string lines{std::istreambuf_iterator<char>(in), {}};
+  EXPECT_NE(lines.find(R"("record":"trace_load")"), std::string::npos) << lines;
+}
+
+TEST_F(TraceTest, GatesMakeTracesToo) {
+  const Ended made = run_shunt({"trace", "generate", "--experts", "32", "--topk", "4", "--tokens", "100",
+                                "--gate", "deepseek-v3", "--skew", "1", "--out", path("gate.jsonl")});
+  EXPECT_EQ(made.status, 0) << made.err;
+  EXPECT_EQ(run_shunt({"trace", "stats", path("gate.jsonl")}).out, made.out);
+}
+
+TEST_F(TraceTest, RefusesBadInputWithStatusTwo) {
+  const std::string file = path("bad.jsonl");
+  const std::vector<std::pair<std::vector<std::string>, const char*>> cases{
+      {{"trace", "generate", "--out", file}, "needs --experts and --topk"},
+      {{"trace", "generate", "--experts", "4", "--topk", "5", "--out", file}, "outside [1, 4]"},
+      {{"trace", "generate", "--experts", "8", "--topk", "2", "--gate", "softkk", "--out", file},
+       "did you mean softk?"},
+      {{"trace", "generate", "--experts", "12", "--topk", "2", "--gate", "deepseek-v3", "--out", file},
+       "8 groups do not divide 12 experts"},
+      {{"trace", "generate", "--experts", "8", "--topk", "2", "--gate", "softk", "--routing", "one", "--out",
+        file},
+       "exclude each other"},
+      {{"trace", "stats", "data/traces/example.jsonl", "--capacity-factors", "0"}, "--capacity-factors"},
+      {{"trace", "stats", "data/traces/example.jsonl", "--each", "rank"}, "allowed: step, group"},
+      {{"trace", "stats", path("nosuch.jsonl")}, "nosuch.jsonl"},
+      {{"trace"}, "subcommand"},
+  };
+  for (const auto& [words, expected] : cases) {
+    const Ended ended = run_shunt(words);
+    EXPECT_EQ(ended.status, 2) << words.back();
+    EXPECT_NE(ended.err.find(expected), std::string::npos) << ended.err;
+    EXPECT_FALSE(fs::exists(file));
+  }
+}
+
+}  // namespace
+}  // namespace shunt::cli
