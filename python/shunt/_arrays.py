@@ -1,0 +1,83 @@
+"""Arrays in and out: element types that NumPy or older versions of PyTorch cannot name."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from ._errors import InvalidArgumentError, UnavailableError
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
+"""What goes in: anything that speaks DLPack or the buffer protocol; what comes out: one of these two."""
+
+ArrayKind: TypeAlias = Literal["numpy", "ml_dtypes", "torch"]
+
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+
+
+def dtype_name(dtype: Any) -> str:
+    """The library's name of an element type: "bfloat16" of itself, of ml_dtypes.bfloat16 and of torch.bfloat16."""
+    if isinstance(dtype, str):
+        return dtype
+    text = str(dtype)
+    if text.startswith("torch."):
+        return text[len("torch.") :]
+    return str(np.dtype(dtype).name)
+
+
+def plain(array: Any) -> Any:
+    """``array``, or the same memory as integers where DLPack has no name for its elements."""
+    if type(array) is np.ndarray:
+        # Element types that another package has registered, such as those of ml_dtypes.
+        if array.dtype.isbuiltin == 2:
+            return array.view(np.uint8 if array.dtype.itemsize == 1 else np.uint16)
+        return array
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        if array.requires_grad:
+            array = array.detach()
+        if array.dtype.is_floating_point and array.element_size() == 1:
+            return array.view(torch.uint8)
+    return array
+
+
+def check_kind(kind: str) -> None:
+    """Says at once what will be missing later."""
+    if kind not in ("numpy", "ml_dtypes", "torch"):
+        raise InvalidArgumentError(f'arrays is "{kind}"; allowed are numpy, ml_dtypes, torch')
+    if kind == "numpy":
+        return
+    try:
+        __import__(kind)
+    except ImportError as error:
+        raise UnavailableError(f'arrays is "{kind}", but that package cannot be imported: {error}') from None
+
+
+def named(array: Any, dtype: str, kind: ArrayKind) -> Any:
+    """A view that the extension module made, with elements of ``dtype`` where ``kind`` knows them."""
+    if kind == "ml_dtypes" and dtype in ("bfloat16", *_FP8):
+        import ml_dtypes
+
+        return array.view(getattr(ml_dtypes, dtype))
+    if kind == "torch" and dtype in _FP8:
+        import torch
+
+        if hasattr(torch, dtype):
+            return array.view(getattr(torch, dtype))
+    return array
+
+
+def zeros(shape: tuple[int, ...], dtype: str, kind: ArrayKind) -> Any:
+    """A new array of the caller's kind."""
+    if kind == "torch":
+        import torch
+
+        return torch.zeros(shape, dtype=getattr(torch, dtype))
+    if dtype != "bfloat16":
+        return np.zeros(shape, dtype)
+    return named(np.zeros(shape, np.uint16), dtype, kind)

@@ -1,0 +1,169 @@
+"""Results of the benchmarks, and what the planner prints, as plain dicts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ._command import tool_path
+from ._errors import CheckFailedError, FileError, InvalidArgumentError, UnavailableError
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one file of results holds."""
+
+    context: dict[str, Any] = field(default_factory=dict)
+    """What stands above the results: machine, command, seed (docs/formats.md); empty for a TSV, which has none."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """One dict for each result, in the order of the file; None where a result has no such number."""
+
+    def select(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The records whose keys have these values: ``results.select(phase="total", tokens_per_rank=128)``."""
+        return [one for one in self.records if all(one.get(key) == value for key, value in wanted.items())]
+
+    def to_pandas(self) -> Any:
+        """The records as a ``pandas.DataFrame``; the context is its ``attrs``.
+
+        :raises UnavailableError: where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UnavailableError(f"Results.to_pandas needs pandas: {error}") from None
+        frame = pandas.DataFrame.from_records(self.records)
+        frame.attrs.update(self.context)
+        return frame
+
+
+def load_results(path: str | os.PathLike[str]) -> Results:
+    """Reads a file that ``shunt bench`` wrote: JSON Lines, or (by the ending .tsv) one of its tables.
+
+    Of a table, cells that are numbers become numbers, and NA and empty ones None.
+
+    :raises FileError: where it cannot be read or is none of them, with file:line.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, encoding="utf-8") as file:
+            return _table(file) if name.endswith(".tsv") else _lines(name, file)
+    except UnicodeDecodeError as error:
+        raise FileError(f"{name}: is no text: {error}") from None
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{name}: {error.strerror or error}") from None
+
+
+def _lines(name: str, file: Any) -> Results:
+    context: dict[str, Any] = {}
+    records = []
+    for number, line in enumerate(file, 1):
+        try:
+            one = json.loads(line)
+        except ValueError as error:
+            raise FileError(f"{name}:{number}: is no JSON: {error}") from None
+        kind = one.get("record") if isinstance(one, dict) else None
+        if number == 1:
+            if kind != "context":
+                raise FileError(f'{name}:1: the first line of results has "record": "context"; this is none')
+            if one.get("format") != 1:
+                raise FileError(f"{name}:1: format is {one.get('format')}; 1 is allowed")
+            context = one
+        elif kind == "result":
+            records.append(one)
+    if not context:
+        raise FileError(f"{name}: is empty; results begin with a line of context")
+    return Results(context, records)
+
+
+def _table(file: Any) -> Results:
+    return Results(
+        {}, [{key: _cell(cell) for key, cell in row.items()} for row in csv.DictReader(file, delimiter="\t")]
+    )
+
+
+def _cell(text: str | None) -> Any:
+    if text is None or text in ("", "NA"):
+        return None
+    kinds: tuple[Callable[[str], Any], ...] = (int, float)
+    for kind in kinds:
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def plot_results(results: Results, *, phase: str = "total", axes: Any = None) -> Any:
+    """A small figure of ``shunt bench alltoall``: median microseconds over tokens of a rank, a line for each method.
+
+    One shape, routing and placement at a time: narrow the records down first,
+    ``plot_results(Results(r.context, r.select(preset="r1", placement="near")))``.
+
+    :param axes: of matplotlib, drawn on; None: new ones.
+    :returns: the axes.
+    :raises UnavailableError: where matplotlib is not installed.
+    :raises InvalidArgumentError: where no result is of that phase, or several are of one method and number of tokens.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for one in results.records:
+        if one.get("phase") != phase or one.get("median_us") is None or "tokens_per_rank" not in one:
+            continue
+        label = " ".join(part for part in (one["method"], one.get("variant")) if part)
+        line = points.setdefault(label, {})
+        if one["tokens_per_rank"] in line:
+            raise InvalidArgumentError(
+                f'plot_results: several results of "{label}" with {one["tokens_per_rank"]} tokens; select one preset, '
+                "routing and placement"
+            )
+        line[one["tokens_per_rank"]] = one["median_us"]
+    if not points:
+        raise InvalidArgumentError(f'plot_results: no result of phase "{phase}" has a time')
+    if axes is None:
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise UnavailableError(f"plot_results needs matplotlib: {error}") from None
+        axes = pyplot.subplots()[1]
+    for label, line in points.items():
+        axes.plot(sorted(line), [line[tokens] for tokens in sorted(line)], marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of a rank")
+    axes.set_ylabel(f"{phase}, median µs")
+    axes.legend()
+    return axes
+
+
+def plan(*arguments: str) -> Any:
+    """What ``shunt plan ARGUMENTS --format json`` prints, read: ``plan("params", "r1")`` (docs/planner.md).
+
+    :raises InvalidArgumentError: with the planner's own sentence, where it ends with status 2.
+    """
+    return _json_of("plan", *arguments)
+
+
+def predict(*arguments: str | os.PathLike[str]) -> Any:
+    """What ``shunt predict ARGUMENTS --format json`` prints, read: ``predict("cases.csv")`` (docs/cost_model.md)."""
+    return _json_of("predict", *(os.fspath(one) for one in arguments))
+
+
+def _json_of(*arguments: str) -> Any:
+    command = [tool_path(), *arguments, "--format", "json"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UnavailableError(f"{command[0]} cannot be started: {error}") from None
+    said = ended.stderr.strip()
+    if ended.returncode == 2:
+        raise InvalidArgumentError(said)
+    if ended.returncode != 0:
+        raise CheckFailedError(said or f"{Path(command[0]).name} {arguments[0]} ended with status {ended.returncode}")
+    return json.loads(ended.stdout)

@@ -1,0 +1,435 @@
+#include "all_to_all.h"
+
+#include <fmt/format.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <shunt/alltoall/all_to_all.h>
+#include <shunt/core/error.h>
+
+#include "arrays.h"
+#include "errors.h"
+#include "world.h"
+
+namespace nb = nanobind;
+
+namespace shunt::python {
+namespace {
+
+/// The library's object and whatever keeps it valid. Arrays that show its memory share it.
+class Holder : public Dependent {
+ public:
+  Holder(std::shared_ptr<WorldState> world_in, const AllToAllConfig& config) : world(std::move(world_in)) {
+    impl = world->call([&](Transport& transport) { return std::make_unique<AllToAll>(transport, config); });
+  }
+  ~Holder() override {
+    if (impl == nullptr) return;
+    if (world->in_own_process()) {
+      world->exclusively([this] { impl.reset(); });
+    } else {
+      static_cast<void>(impl.release());
+    }
+  }
+  void let_go() noexcept override { impl.reset(); }
+
+  [[nodiscard]] AllToAll& get() const {
+    world->check_usable();
+    return *impl;
+  }
+
+  std::shared_ptr<WorldState> world;
+  std::unique_ptr<AllToAll> impl;
+  std::int64_t handed_out = 0;  ///< Grows whenever earlier Received end
+};
+
+template <class T>
+T field(const nb::dict& fields, const char* key, const char* what) {
+  T value{};
+  if (!nb::try_cast(fields[key], value)) refuse(fmt::format("Config: {} must be {}", key, what));
+  return value;
+}
+
+template <class Enum, std::size_t N>
+Enum choice(const nb::dict& fields, const char* key,
+            const std::array<std::pair<const char*, Enum>, N>& names) {
+  const auto text = field<std::string>(fields, key, "a string");
+  std::string allowed;
+  for (const auto& [name, value] : names) {
+    if (text == name) return value;
+    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", name);
+  }
+  refuse(fmt::format("Config: {} is \"{}\"; allowed are {}", key, text, allowed));
+}
+
+[[nodiscard]] AllToAllConfig config_of(const nb::dict& fields) {
+  const auto number = [&](const char* key) {
+    return field<std::int64_t>(fields, key, "a whole number of 64 bits");
+  };
+  const auto small = [&](const char* key) {
+    return field<std::int32_t>(fields, key, "a whole number of 32 bits");
+  };
+  const auto flag = [&](const char* key) { return field<bool>(fields, key, "True or False"); };
+  const auto dtype = [&](const char* key) {
+    return parse_dtype(field<std::string>(fields, key, "an element type"));
+  };
+  AllToAllConfig config;
+  config.max_tokens = number("max_tokens");
+  config.num_experts = small("num_experts");
+  config.top_k = small("top_k");
+  config.hidden = number("hidden");
+  config.token_dtype = dtype("token_dtype");
+  config.payload = dtype("payload");
+  config.scale = choice(fields, "scale",
+                        std::array{std::pair{"none", ScaleType::none}, std::pair{"float32", ScaleType::f32},
+                                   std::pair{"ue8m0", ScaleType::ue8m0}});
+  config.scale_block = number("scale_block");
+  config.expert_dtype = dtype("expert_dtype");
+  config.out_dtype = dtype("out_dtype");
+  config.dp_size = small("dp_size");
+  config.layout =
+      choice(fields, "layout",
+             std::array{std::pair{"packed", RowLayout::packed}, std::pair{"padded", RowLayout::padded}});
+  config.alignment = number("alignment");
+  config.padding =
+      choice(fields, "padding",
+             std::array{std::pair{"untouched", PaddingRows::untouched}, std::pair{"zero", PaddingRows::zero},
+                        std::pair{"poison", PaddingRows::poison}});
+  config.delivery = choice(fields, "delivery",
+                           std::array{std::pair{"rows", Delivery::rows}, std::pair{"view", Delivery::view}});
+  config.movement = choice(
+      fields, "movement",
+      std::array{std::pair{"automatic", Movement::automatic}, std::pair{"pull", Movement::pull},
+                 std::pair{"push", Movement::push}, std::pair{"push_streaming", Movement::push_streaming}});
+  config.push_from_bytes = number("push_from_bytes");
+  config.stream_from_bytes = number("stream_from_bytes");
+  config.max_recv_rows = number("max_recv_rows");
+  config.path = choice(fields, "path",
+                       std::array{std::pair{"automatic", Path::automatic}, std::pair{"flat", Path::flat},
+                                  std::pair{"hierarchical", Path::hierarchical}});
+  config.presum = flag("presum");
+  config.on_peer_loss =
+      choice(fields, "on_peer_loss",
+             std::array{std::pair{"fail", PeerLoss::fail}, std::pair{"mask", PeerLoss::mask}});
+  config.check_messages = flag("check_messages");
+  config.counts_by_group = flag("counts_by_group");
+  config.record_waits = flag("record_waits");
+  config.check_replicas = flag("check_replicas");
+  const auto deadline = field<double>(fields, "deadline", "a number of seconds");
+  if (!(deadline >= 0.001 && deadline <= 1e6))
+    refuse(fmt::format("Config: deadline is {} s; 0.001 to 1000000 are allowed", deadline));
+  config.deadline = std::chrono::milliseconds(static_cast<std::int64_t>(deadline * 1000));
+  return config;
+}
+
+/// Receipt of a send half.
+template <Half half>
+struct PySent {
+  Sent<half> receipt;
+};
+
+[[nodiscard]] nb::capsule keep(const std::shared_ptr<Holder>& holder) {
+  auto copy = std::make_unique<std::shared_ptr<Holder>>(holder);
+  nb::capsule owner(copy.get(),
+                    [](void* pointer) noexcept { delete static_cast<std::shared_ptr<Holder>*>(pointer); });
+  static_cast<void>(copy.release());
+  return owner;
+}
+
+[[nodiscard]] std::size_t size(std::int64_t value) {
+  return static_cast<std::size_t>(value);
+}
+
+[[nodiscard]] nb::object show_rows(const std::shared_ptr<Holder>& holder, const Rows& rows, bool writable,
+                                   bool torch) {
+  return show({.data = rows.data,
+               .shape = {size(rows.rows), size(rows.hidden)},
+               .dtype = element_type(rows.dtype, torch),
+               .writable = writable},
+              torch, keep(holder));
+}
+
+[[nodiscard]] std::int64_t scale_columns(const AllToAllConfig& config) {
+  return (config.hidden + config.scale_block - 1) / config.scale_block;
+}
+
+[[nodiscard]] nb::dlpack::dtype scale_element(ScaleType type) {
+  return type == ScaleType::f32 ? nb::dtype<float>() : nb::dtype<std::uint8_t>();
+}
+
+class PyReceived {
+ public:
+  PyReceived(std::shared_ptr<Holder> from, const Received& received)
+      : holder_(std::move(from)), received_(received), handed_out_(holder_->handed_out) {}
+
+  [[nodiscard]] bool valid() const noexcept {
+    return handed_out_ == holder_->handed_out && holder_->impl != nullptr;
+  }
+  [[nodiscard]] nb::object rows(bool torch) const {
+    return show_rows(holder(), received_.rows, false, torch);
+  }
+  [[nodiscard]] nb::object scales(bool torch) const {
+    if (holder()->get().config().scale == ScaleType::none || received_.scales == nullptr) return nb::none();
+    const AllToAllConfig& config = holder_->get().config();
+    return show({.data = received_.scales,
+                 .shape = {size(received_.starts.back()), size(scale_columns(config))},
+                 .dtype = scale_element(config.scale)},
+                torch, keep(holder_));
+  }
+  [[nodiscard]] nb::object starts(bool torch) const { return list(received_.starts, torch); }
+  [[nodiscard]] nb::object counts(bool torch) const { return list(received_.counts, torch); }
+  [[nodiscard]] nb::object counts_by_group(bool torch) const {
+    if (!holder()->get().config().counts_by_group) return nb::none();
+    const View2<const std::int32_t>& counts = received_.counts_by_group;
+    return show({.data = counts.data,
+                 .shape = {size(counts.rows), size(counts.cols)},
+                 .dtype = nb::dtype<std::int32_t>()},
+                torch, keep(holder_));
+  }
+  [[nodiscard]] std::int64_t num_rows() const {
+    check_valid();
+    return received_.num_rows;
+  }
+  [[nodiscard]] std::int64_t length() const {
+    check_valid();
+    return received_.starts.back();
+  }
+  /// Row `index` where it lies in its source's memory; None for padding.
+  [[nodiscard]] nb::object view_row(std::int64_t index, bool torch) const {
+    const AllToAllConfig& config = holder()->get().config();
+    if (config.delivery != Delivery::view)
+      refuse("view_row: the config says delivery \"rows\"; index rows instead");
+    check_index(index);
+    const void* const row = received_.row_pointers[size(index)];
+    if (row == nullptr) return nb::none();
+    return show({.data = row, .shape = {size(config.hidden)}, .dtype = element_type(config.payload, torch)},
+                torch, keep(holder_));
+  }
+  [[nodiscard]] nb::object view_scales(std::int64_t index, bool torch) const {
+    const AllToAllConfig& config = holder()->get().config();
+    if (config.delivery != Delivery::view || config.scale == ScaleType::none)
+      refuse("view_scales: needs delivery \"view\" and scales");
+    check_index(index);
+    const void* const row = received_.scale_pointers[size(index)];
+    if (row == nullptr) return nb::none();
+    return show({.data = row, .shape = {size(scale_columns(config))}, .dtype = scale_element(config.scale)},
+                torch, keep(holder_));
+  }
+
+ private:
+  [[nodiscard]] const std::shared_ptr<Holder>& holder() const {
+    check_valid();
+    return holder_;
+  }
+  void check_valid() const {
+    if (!valid())
+      throw Error(
+          Errc::invalid_state,
+          fmt::format("rank {}: these rows ended with combine_send; read them before, or give dispatch_recv "
+                      "arrays to copy them to",
+                      holder_->world->world().rank));
+  }
+  void check_index(std::int64_t index) const {
+    if (index < 0 || index >= received_.starts.back())
+      refuse(fmt::format("row {} is outside [0, {})", index, received_.starts.back()));
+  }
+  [[nodiscard]] nb::object list(View1<const std::int64_t> values, bool torch) const {
+    return show({.data = values.data(), .shape = {values.size()}, .dtype = nb::dtype<std::int64_t>()}, torch,
+                keep(holder()));
+  }
+
+  std::shared_ptr<Holder> holder_;
+  Received received_;
+  std::int64_t handed_out_;
+};
+
+class PyAllToAll {
+ public:
+  PyAllToAll(const PyWorld& world, const nb::dict& fields) {
+    static_cast<void>(world.get());
+    holder_ = std::make_shared<Holder>(world.state, config_of(fields));
+    world.state->add(holder_);
+  }
+
+  PySent<Half::dispatch> dispatch_send(const InArray& tokens, const InArray& ids,
+                                       const std::optional<InArray>& scales,
+                                       const std::optional<InArray>& weights,
+                                       std::optional<std::int32_t> live) {
+    AllToAll& all = get();
+    const AllToAllConfig& config = all.config();
+    TokenInput input;
+    input.tokens = rows_of(tokens, config.token_dtype, "tokens");
+    const std::int64_t count = live.has_value() ? *live : input.tokens.rows;
+    if (live.has_value()) input.live_tokens = &*live;
+    if (scales.has_value())
+      input.scales = scales_of(*scales, config.scale, count, scale_columns(config), "scales");
+    if (weights.has_value()) {
+      const View2<const float> given = weights_of(*weights, "weights");
+      if (given.rows < count || given.cols != config.top_k || given.row_stride != given.cols)
+        refuse(fmt::format("weights is [{}, {}] with rows {} elements apart; it must be [{}, {}], dense",
+                           given.rows, given.cols, given.row_stride, count, config.top_k));
+      input.weights = given.data;
+    }
+    const Ids chosen = ids_of(ids, "expert_ids");
+    if (!live.has_value() && count > 0 && (chosen.is_wide ? chosen.wide.rows : chosen.narrow.rows) != count)
+      refuse(fmt::format("expert_ids has {} rows for {} tokens",
+                         chosen.is_wide ? chosen.wide.rows : chosen.narrow.rows, count));
+    return {holder_->world->call([&](Transport&) {
+      Sent<Half::dispatch> sent =
+          chosen.is_wide ? all.dispatch_send(input, chosen.wide) : all.dispatch_send(input, chosen.narrow);
+      ++holder_->handed_out;
+      return sent;
+    })};
+  }
+
+  PyReceived dispatch_recv(PySent<Half::dispatch>& sent, const std::optional<OutArray>& rows,
+                           const std::optional<OutArray>& scales) {
+    AllToAll& all = get();
+    const AllToAllConfig& config = all.config();
+    if (!rows.has_value()) {
+      if (scales.has_value()) refuse("scales to copy to were given without rows to copy to");
+      return {holder_,
+              holder_->world->call([&](Transport&) { return all.dispatch_recv(std::move(sent.receipt)); })};
+    }
+    const MutableRows to = rows_of(*rows, config.payload, "rows");
+    void* to_scales = nullptr;
+    if (scales.has_value())
+      to_scales = scales_of(*scales, config.scale, to.rows, scale_columns(config), "scales");
+    return {holder_, holder_->world->call([&](Transport&) {
+              return all.dispatch_recv(std::move(sent.receipt), to, to_scales);
+            })};
+  }
+
+  /// Without results: they lie in expert_output().
+  PySent<Half::combine> combine_send(const std::optional<InArray>& results) {
+    AllToAll& all = get();
+    const Rows rows = results.has_value() ? rows_of(*results, all.config().expert_dtype, "results")
+                                          : Rows(all.expert_output());
+    return {holder_->world->call([&](Transport&) {
+      Sent<Half::combine> sent = all.combine_send(rows);
+      ++holder_->handed_out;
+      return sent;
+    })};
+  }
+
+  void combine_recv(PySent<Half::combine>& sent, const InArray& weights, const OutArray& out,
+                    bool accumulate) {
+    AllToAll& all = get();
+    const View2<const float> terms = weights_of(weights, "weights");
+    const MutableRows to = rows_of(out, all.config().out_dtype, "out");
+    holder_->world->call(
+        [&](Transport&) { all.combine_recv(std::move(sent.receipt), terms, to, accumulate); });
+  }
+
+  [[nodiscard]] nb::object token_buffer(bool torch) {
+    return show_rows(holder_, get().token_buffer(), true, torch);
+  }
+  [[nodiscard]] nb::object token_scales(bool torch) {
+    const AllToAllConfig& config = get().config();
+    void* const scales = holder_->impl->token_scales();
+    if (scales == nullptr) return nb::none();
+    return show({.data = scales,
+                 .shape = {size(config.max_tokens), size(scale_columns(config))},
+                 .dtype = scale_element(config.scale),
+                 .writable = true},
+                torch, keep(holder_));
+  }
+  [[nodiscard]] nb::object expert_output(bool torch) {
+    return show_rows(holder_, get().expert_output(), true, torch);
+  }
+  [[nodiscard]] std::int64_t max_rows() { return get().max_rows(); }
+  [[nodiscard]] std::int64_t workspace_bytes() { return get().workspace_bytes(); }
+  [[nodiscard]] nb::list alive() {
+    nb::list result;
+    for (const std::uint8_t one : get().alive()) result.append(one != 0);
+    return result;
+  }
+  [[nodiscard]] nb::list wait_ns(const std::string& half) {
+    nb::list result;
+    for (const std::int64_t one : get().wait_ns(half_of(half))) result.append(one);
+    return result;
+  }
+  [[nodiscard]] nb::dict step_times() {
+    const StepTimes& times = get().step_times();
+    nb::dict result;
+    result["publish_ns"] = times.publish_ns;
+    result["dispatch_wait_ns"] = times.dispatch_wait_ns;
+    result["place_ns"] = times.place_ns;
+    result["move_ns"] = times.move_ns;
+    result["combine_wait_ns"] = times.combine_wait_ns;
+    result["reduce_ns"] = times.reduce_ns;
+    return result;
+  }
+  [[nodiscard]] nb::dict byte_counters() {
+    const ByteCounters& bytes = get().byte_counters();
+    nb::dict result;
+    result["staged_tokens"] = bytes.staged_tokens;
+    result["staged_outputs"] = bytes.staged_outputs;
+    result["moved_rows"] = bytes.moved_rows;
+    result["crossed_rows"] = bytes.crossed_rows;
+    result["crossed_results"] = bytes.crossed_results;
+    result["crossed_messages"] = bytes.crossed_messages;
+    return result;
+  }
+  void close() noexcept { holder_.reset(); }
+  [[nodiscard]] bool closed() const noexcept { return holder_ == nullptr || holder_->impl == nullptr; }
+
+ private:
+  [[nodiscard]] AllToAll& get() const {
+    if (holder_ == nullptr) throw Error(Errc::invalid_state, "this AllToAll has been closed");
+    return holder_->get();
+  }
+  [[nodiscard]] static Half half_of(const std::string& name) {
+    if (name != "dispatch" && name != "combine")
+      refuse(fmt::format("half is \"{}\"; allowed are dispatch, combine", name));
+    return name == "dispatch" ? Half::dispatch : Half::combine;
+  }
+
+  std::shared_ptr<Holder> holder_;
+};
+
+}  // namespace
+
+void bind_all_to_all(nb::module_& module) {
+  nb::class_<PySent<Half::dispatch>>(module, "DispatchSent");
+  nb::class_<PySent<Half::combine>>(module, "CombineSent");
+  nb::class_<PyReceived>(module, "Received")
+      .def_prop_ro("valid", &PyReceived::valid)
+      .def_prop_ro("num_rows", &PyReceived::num_rows)
+      .def("__len__", &PyReceived::length)
+      .def("rows", &PyReceived::rows, nb::arg("torch"))
+      .def("scales", &PyReceived::scales, nb::arg("torch"))
+      .def("starts", &PyReceived::starts, nb::arg("torch"))
+      .def("counts", &PyReceived::counts, nb::arg("torch"))
+      .def("counts_by_group", &PyReceived::counts_by_group, nb::arg("torch"))
+      .def("view_row", &PyReceived::view_row, nb::arg("index"), nb::arg("torch"))
+      .def("view_scales", &PyReceived::view_scales, nb::arg("index"), nb::arg("torch"));
+  nb::class_<PyAllToAll>(module, "AllToAll")
+      .def(nb::init<const PyWorld&, const nb::dict&>(), nb::arg("world"), nb::arg("config"))
+      .def("dispatch_send", &PyAllToAll::dispatch_send, nb::arg("tokens"), nb::arg("expert_ids"),
+           nb::arg("scales").none(), nb::arg("weights").none(), nb::arg("live_tokens").none())
+      .def("dispatch_recv", &PyAllToAll::dispatch_recv, nb::arg("sent"), nb::arg("rows").none(),
+           nb::arg("scales").none())
+      .def("combine_send", &PyAllToAll::combine_send, nb::arg("results").none())
+      .def("combine_recv", &PyAllToAll::combine_recv, nb::arg("sent"), nb::arg("weights"), nb::arg("out"),
+           nb::arg("accumulate"))
+      .def("token_buffer", &PyAllToAll::token_buffer, nb::arg("torch"))
+      .def("token_scales", &PyAllToAll::token_scales, nb::arg("torch"))
+      .def("expert_output", &PyAllToAll::expert_output, nb::arg("torch"))
+      .def("max_rows", &PyAllToAll::max_rows)
+      .def("workspace_bytes", &PyAllToAll::workspace_bytes)
+      .def("alive", &PyAllToAll::alive)
+      .def("wait_ns", &PyAllToAll::wait_ns, nb::arg("half"))
+      .def("step_times", &PyAllToAll::step_times)
+      .def("byte_counters", &PyAllToAll::byte_counters)
+      .def("close", &PyAllToAll::close)
+      .def_prop_ro("closed", &PyAllToAll::closed);
+}
+
+}  // namespace shunt::python

@@ -1,0 +1,17 @@
+// The extension module shunt._core: thin, typed by _core.pyi, dressed by the Python files beside it.
+#include <nanobind/nanobind.h>
+
+#include "all_to_all.h"
+#include "errors.h"
+#include "launch.h"
+#include "routing.h"
+#include "world.h"
+
+NB_MODULE(_core, module) {
+  module.doc() = "Bindings of the C++ library; use the package shunt.";
+  shunt::python::translate_errors();
+  shunt::python::bind_world(module);
+  shunt::python::bind_all_to_all(module);
+  shunt::python::bind_launch(module);
+  shunt::python::bind_routing(module);
+}

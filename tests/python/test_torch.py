@@ -1,0 +1,85 @@
+"""The same on tensors of PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+
+import shunt
+
+torch = pytest.importorskip("torch")
+# What PyTorch imports when it is first used is imported before ranks are forked, not by each of them.
+torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tensors_in_and_out(dtype):
+    kind = getattr(torch, dtype)
+    config = shunt.Config(
+        max_tokens=9, num_experts=5, top_k=2, hidden=24, token_dtype=kind, expert_dtype=kind, out_dtype=kind
+    )
+    routes = [shunt.route("uniform", tokens=9, experts=5, top_k=2, groups=3, group=g) for g in range(3)]
+
+    def rank(world):
+        torch.set_num_threads(1)
+        moe = shunt.AllToAll(world, config, arrays="torch")
+        ids, weights = (torch.from_numpy(one) for one in routes[world.rank])
+        torch.manual_seed(world.rank)
+        tokens = torch.randn(9, 24).to(kind).requires_grad_(True)
+        for given in (ids, ids.long()):
+            received = moe.dispatch(tokens, given)
+            assert received.rows.dtype == kind
+            assert received.counts.dtype == torch.int64
+            assert received.starts.tolist()[-1] == len(received)
+            results = received.rows * 1.5
+            out = moe.combine(results, weights)
+            assert out.dtype == kind
+            expected = oracle.combined(
+                (tokens.detach().float() * 1.5).to(kind).double().numpy(), ids.numpy(), weights.numpy(), lambda _: 1.0
+            )
+            torch.testing.assert_close(out.double(), torch.from_numpy(expected), rtol=2e-2, atol=2e-2)
+        moe.token_buffer.copy_(tokens.detach())
+        received = moe.dispatch(moe.token_buffer, ids)
+        moe.expert_output[: len(received)].copy_(received.rows)
+        before = moe.byte_counters
+        moe.combine(None, weights)
+        assert moe.byte_counters["staged_outputs"] == before["staged_outputs"]
+        # A tensor keeps the memory that it shows.
+        view = moe.token_buffer
+        moe.close()
+        del moe, received
+        return bool(torch.equal(view, tokens.detach()))
+
+    assert shunt.run_ranks(rank, 3) == [True] * 3
+
+
+def test_a_tensor_elsewhere_is_refused():
+    config = shunt.Config(max_tokens=2, num_experts=2, top_k=1, hidden=8)
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config, arrays="torch")
+        ids = torch.zeros(2, 1, dtype=torch.int32)
+        with pytest.raises(
+            shunt.InvalidArgumentError, match="tokens has elements of float64; the config says bfloat16"
+        ):
+            moe.dispatch(torch.zeros(2, 8, dtype=torch.float64), ids)
+        with pytest.raises(shunt.InvalidArgumentError, match="float32 is needed"):
+            received = moe.dispatch(torch.zeros(2, 8, dtype=torch.bfloat16), ids)
+            moe.combine(received.rows, torch.zeros(2, 1, dtype=torch.float64))
+
+
+def test_mixed_with_numpy():
+    config = shunt.Config(
+        max_tokens=2,
+        num_experts=2,
+        top_k=1,
+        hidden=8,
+        token_dtype="float32",
+        expert_dtype="float32",
+        out_dtype="float32",
+    )
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config, arrays="torch")
+        received = moe.dispatch(np.ones((2, 8), np.float32), np.array([[0], [1]]))
+        out = moe.combine(received.rows, torch.full((2, 1), 3.0))
+        assert torch.equal(out, torch.full((2, 8), 3.0))
