@@ -1,0 +1,273 @@
+"""Dispatch and combine as operators of PyTorch: gradients, and shapes that tracers know before anything runs.
+
+The operators ``torch.ops.shunt.dispatch``, ``combine`` and their backward ones have fake (Meta) kernels: their shapes
+follow from the config alone, so ``torch.compile(fullgraph=True)`` and export trace through them without a world's step.
+The backward of dispatch is a combine, that of combine a dispatch: one step of the same ``AllToAll``.
+
+Letters as in ``shunt.Config``; N is ``Exchange.max_rows``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+
+from ._all_to_all import AllToAll, Config
+from ._arrays import dtype_name
+from ._errors import InvalidArgumentError, InvalidStateError
+from ._world import World
+
+_exchanges: weakref.WeakValueDictionary[int, Exchange] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+class Arrived(NamedTuple):
+    """Rows of one rank after dispatch."""
+
+    rows: torch.Tensor
+    """[N, H] expert by expert; zeros where no token is."""
+    starts: torch.Tensor
+    """[L + 1] int64: the first row of each local expert; starts[L] is the number of rows, padding included."""
+    counts: torch.Tensor
+    """[L] int64: rows of each local expert that carry tokens."""
+
+
+class Exchange:
+    """Dispatch and combine with gradients to tokens, expert results and weights.
+
+    One object carries one step at a time, forward or backward; layers that follow each other may share it. All ranks
+    call forward and backward in the same order. Backward needs one element type for tokens, rows, results and output.
+    """
+
+    def __init__(self, world: World, config: Config) -> None:
+        """Collective. The config must say delivery "rows", no scales, dp_size 1, and one element type.
+
+        Padding rows are zeros, whatever ``config.padding`` says. A second, small AllToAll carries the weights that
+        the gradients need.
+
+        :raises InvalidArgumentError: where the config says otherwise; nothing is allocated.
+        """
+        types = {config.token_dtype, config.payload, config.expert_dtype, config.out_dtype}
+        if len(types) != 1 or config.scale != "none":
+            raise InvalidArgumentError(
+                f"Exchange: token_dtype, payload, expert_dtype and out_dtype are {config.token_dtype}, "
+                f"{config.payload}, {config.expert_dtype} and {config.out_dtype}, scale is {config.scale}; gradients "
+                "travel the same way back, so one element type without scales is needed"
+            )
+        if config.delivery != "rows" or config.dp_size != 1 or config.presum or config.on_peer_loss != "fail":
+            raise InvalidArgumentError(
+                f'Exchange: delivery is "{config.delivery}", dp_size {config.dp_size}, presum {config.presum}, '
+                f'on_peer_loss "{config.on_peer_loss}"; "rows", 1, False and "fail" are allowed'
+            )
+        self.config = dataclasses.replace(config, padding="zero")
+        self._dtype = getattr(torch, dtype_name(config.token_dtype))
+        self._main = AllToAll(world, self.config, arrays="torch")
+        beside = dataclasses.replace(
+            self.config,
+            hidden=2 * config.top_k,
+            token_dtype="float32",
+            payload="float32",
+            expert_dtype="float32",
+            out_dtype="float32",
+        )
+        self._beside = AllToAll(world, beside, arrays="torch")
+        share, extra = divmod(config.num_experts, world.size)
+        self._first_expert = world.rank * share + min(world.rank, extra)
+        self.num_local_experts = share + (world.rank < extra)
+        self.max_rows = self._main.max_rows
+        self._arrived = 0
+        self._tokens: int | None = None
+        """Of a backward step that has been dispatched and not yet combined."""
+        self.number = next(_numbers)
+        """What the operators call this object."""
+        _exchanges[self.number] = self
+
+    def dispatch(self, tokens: torch.Tensor, expert_ids: torch.Tensor) -> Arrived:
+        """Collective. Brings ``tokens`` [T, H] to ``expert_ids`` [T, K] (int32 or int64; -1 skips that k)."""
+        return Arrived(*torch.ops.shunt.dispatch(tokens, expert_ids, self.number))
+
+    def combine(self, results: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Collective. [T, H]: the sum over k of ``weights`` [T, K] times the results [N, H] of each token.
+
+        :param results: row i for row i of ``Arrived``.
+        :param expert_ids: those of dispatch.
+        """
+        out: torch.Tensor = torch.ops.shunt.combine(results, expert_ids, weights, self.number)
+        return out
+
+    def close(self) -> None:
+        """Local. No more calls."""
+        self._main.close()
+        self._beside.close()
+
+    def _send_out(self, tokens: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self._end_backward()
+        rows = torch.zeros(self.max_rows, self.config.hidden, dtype=self._dtype)
+        received = self._main.dispatch_recv(self._main.dispatch_send(tokens, ids), rows=rows)
+        self._arrived = len(received)
+        # Copies: what the library shows ends with combine.
+        return rows, received.starts.clone(), received.counts.clone()
+
+    def _bring_back(self, results: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self._main.combine(results[: self._arrived], weights)
+        return out
+
+    def _backward_of_combine(
+        self, grad: torch.Tensor, results: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        top_k = self.config.top_k
+        rows, starts, _ = self._send_out(grad.contiguous(), ids)
+        self._tokens = len(ids)
+        arrived = self._arrived
+        # With every row come the weights and experts of its token, so that the row's own k is found.
+        received = self._beside.dispatch(torch.cat([weights, ids.to(torch.float32)], 1), ids)
+        known = received.rows
+        expert = torch.repeat_interleave(torch.arange(self.num_local_experts) + self._first_expert, starts.diff())
+        own = known[:, top_k:] == expert[:, None]
+        weight = torch.where(own, known[:, :top_k], torch.zeros(())).sum(1)
+        wide = rows[:arrived].float()
+        grad_results = torch.zeros_like(rows)
+        grad_results[:arrived] = (weight[:, None] * wide).to(self._dtype)
+        products = (wide * results[:arrived].float()).sum(1)
+        back = torch.zeros(arrived, 2 * top_k)
+        back[:, :top_k] = torch.where(own, products[:, None], torch.zeros(()))
+        summed = self._beside.combine(back, torch.ones_like(weights))
+        return grad_results, summed[:, :top_k].clone()
+
+    def _backward_of_dispatch(self, grad: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        # Nearly always the backward of combine has dispatched this step already.
+        if self._tokens is None:
+            self._send_out(torch.zeros(len(ids), self.config.hidden, dtype=self._dtype), ids)
+        self._tokens = None
+        return self._bring_back(grad.contiguous(), torch.ones(ids.shape))
+
+    def _end_backward(self) -> None:
+        """Ends a backward step that nobody combined, as where tokens need no gradient."""
+        if self._tokens is None:
+            return
+        tokens, self._tokens = self._tokens, None
+        results = torch.zeros(self._arrived, self.config.hidden, dtype=self._dtype)
+        self._bring_back(results, torch.zeros(tokens, self.config.top_k))
+
+
+def _exchange(number: int) -> Exchange:
+    found = _exchanges.get(number)
+    if found is None:
+        raise InvalidStateError(f"shunt: there is no Exchange number {number} in this process; it has gone")
+    return found
+
+
+def _dispatch(tokens: Any, ids: Any, exchange: int) -> Any:
+    return _exchange(exchange)._send_out(tokens, ids)
+
+
+def _dispatch_shape(tokens: Any, ids: Any, exchange: int) -> Any:
+    one = _exchange(exchange)
+    local = one.num_local_experts
+    return (
+        tokens.new_empty((one.max_rows, one.config.hidden)),
+        ids.new_empty((local + 1,), dtype=torch.int64),
+        ids.new_empty((local,), dtype=torch.int64),
+    )
+
+
+def _combine(results: Any, ids: Any, weights: Any, exchange: int) -> Any:
+    return _exchange(exchange)._bring_back(results, weights)
+
+
+def _combine_shape(results: Any, ids: Any, weights: Any, exchange: int) -> Any:
+    return results.new_empty((ids.shape[0], results.shape[1]))
+
+
+def _dispatch_backward(grad: Any, ids: Any, exchange: int) -> Any:
+    return _exchange(exchange)._backward_of_dispatch(grad, ids)
+
+
+def _dispatch_backward_shape(grad: Any, ids: Any, exchange: int) -> Any:
+    return grad.new_empty((ids.shape[0], grad.shape[1]))
+
+
+def _combine_backward(grad: Any, results: Any, ids: Any, weights: Any, exchange: int) -> Any:
+    return _exchange(exchange)._backward_of_combine(grad, results, ids, weights)
+
+
+def _combine_backward_shape(grad: Any, results: Any, ids: Any, weights: Any, exchange: int) -> Any:
+    return torch.empty_like(results), torch.empty_like(weights)
+
+
+_library = torch.library.Library("shunt", "DEF")
+for _schema, _kernel, _shape in (
+    ("dispatch(Tensor tokens, Tensor ids, int exchange) -> (Tensor, Tensor, Tensor)", _dispatch, _dispatch_shape),
+    ("combine(Tensor results, Tensor ids, Tensor weights, int exchange) -> Tensor", _combine, _combine_shape),
+    (
+        "dispatch_backward(Tensor grad, Tensor ids, int exchange) -> Tensor",
+        _dispatch_backward,
+        _dispatch_backward_shape,
+    ),
+    (
+        "combine_backward(Tensor grad, Tensor results, Tensor ids, Tensor weights, int exchange) -> (Tensor, Tensor)",
+        _combine_backward,
+        _combine_backward_shape,
+    ),
+):
+    _name = _schema.split("(")[0]
+    _library.define(_schema)
+    _library.impl(_name, _kernel, "CPU")
+    _library.impl(_name, _shape, "Meta")
+
+
+def _save_dispatch(ctx: Any, inputs: Any, output: Any) -> None:
+    _, ids, ctx.exchange = inputs
+    ctx.save_for_backward(ids)
+
+
+def _after_dispatch(ctx: Any, grad: Any, _starts: Any, _counts: Any) -> Any:
+    return torch.ops.shunt.dispatch_backward(grad, *ctx.saved_tensors, ctx.exchange), None, None
+
+
+def _save_combine(ctx: Any, inputs: Any, output: Any) -> None:
+    results, ids, weights, ctx.exchange = inputs
+    ctx.save_for_backward(results, ids, weights)
+
+
+def _after_combine(ctx: Any, grad: Any) -> Any:
+    results, weights = torch.ops.shunt.combine_backward(grad, *ctx.saved_tensors, ctx.exchange)
+    return results, None, weights, None
+
+
+if hasattr(torch.library, "register_autograd"):
+    torch.library.register_autograd("shunt::dispatch", _after_dispatch, setup_context=_save_dispatch, lib=_library)
+    torch.library.register_autograd("shunt::combine", _after_combine, setup_context=_save_combine, lib=_library)
+else:
+
+    class _Dispatch(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            # This class is what the operator calls for gradients; with the guard it calls the kernel.
+            guard = torch._C._AutoDispatchBelowAutograd()
+            output = torch.ops.shunt.dispatch(*inputs)
+            del guard
+            _save_dispatch(ctx, inputs, output)
+            ctx.mark_non_differentiable(*output[1:])
+            return output
+
+        backward = staticmethod(_after_dispatch)
+
+    class _Combine(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            # This class is what the operator calls for gradients; with the guard it calls the kernel.
+            guard = torch._C._AutoDispatchBelowAutograd()
+            output = torch.ops.shunt.combine(*inputs)
+            del guard
+            _save_combine(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(_after_combine)
+
+    _library.impl("dispatch", _Dispatch.apply, "Autograd")
+    _library.impl("combine", _Combine.apply, "Autograd")

@@ -1,0 +1,186 @@
+"""Operators of PyTorch: gradients against a dense layer and against differences, shapes without data, compilation."""
+
+from __future__ import annotations
+
+import pytest
+
+import shunt
+
+torch = pytest.importorskip("torch")
+# What PyTorch imports when it is first used is imported before ranks are forked, not by each of them.
+torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
+
+from shunt.torch import Exchange  # noqa: E402
+
+EXPERTS, TOP_K, HIDDEN, TOKENS, RANKS = 7, 3, 16, 6, 3
+
+
+def config_of(**more):
+    fields = {"max_tokens": TOKENS, "num_experts": EXPERTS, "top_k": TOP_K, "hidden": HIDDEN}
+    kind = more.pop("dtype", "float32")
+    return shunt.Config(**fields, token_dtype=kind, expert_dtype=kind, out_dtype=kind, **more)
+
+
+def inputs_of(rank, tokens=TOKENS, spec="uniform+mask:0.2"):
+    ids, weights = shunt.route(spec, tokens=tokens, experts=EXPERTS, top_k=TOP_K, groups=RANKS, group=rank, seed=5)
+    generator = torch.Generator().manual_seed(rank)
+    x = torch.randn(tokens, HIDDEN, generator=generator)
+    return x.requires_grad_(True), torch.from_numpy(ids), torch.from_numpy(weights).requires_grad_(True)
+
+
+def matrices():
+    return torch.randn(EXPERTS, HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(99)) / 4
+
+
+def experts_of(rank):
+    share, extra = divmod(EXPERTS, RANKS)
+    first = rank * share + min(rank, extra)
+    return range(first, first + share + (rank < extra))
+
+
+def layer(exchange, x, ids, weights, own):
+    """Experts are tanh(x W), own: [L, H, H]."""
+    rows, starts, counts = exchange.dispatch(x, ids)
+    results = torch.zeros_like(rows)
+    for local, (start, count) in enumerate(zip(starts.tolist(), counts.tolist())):  # noqa: B905
+        results = results.index_put(
+            (torch.arange(start, start + count),), torch.tanh(rows[start : start + count] @ own[local])
+        )
+    return exchange.combine(results, ids, weights)
+
+
+def dense(x, ids, weights, every):
+    out = []
+    for t in range(len(ids)):
+        terms = [weights[t, k] * torch.tanh(x[t] @ every[int(ids[t, k])]) for k in range(TOP_K) if int(ids[t, k]) >= 0]
+        out.append(sum(terms, torch.zeros(HIDDEN)))
+    return torch.stack(out) if out else 0 * x
+
+
+def loss_of(out, rank):
+    return (out * torch.linspace(-1, 1 + rank, out.numel()).reshape(out.shape)).sum()
+
+
+@pytest.mark.parametrize("more", [{}, {"layout": "padded"}, {"alignment": 4}], ids=str)
+@pytest.mark.parametrize("tokens", [[6, 6, 6], [4, 0, 6]], ids=str)
+def test_gradients_equal_those_of_a_dense_layer(more, tokens):
+    every = matrices().requires_grad_(True)
+    expected = []
+    for r in range(RANKS):
+        x, ids, weights = inputs_of(r, tokens[r])
+        loss_of(dense(x, ids, weights, every), r).backward()
+        expected.append((x.grad, weights.grad))
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of(**more))
+        own = every.detach()[list(experts_of(world.rank))].requires_grad_(True)
+        for _ in range(2):
+            x, ids, weights = inputs_of(world.rank, tokens[world.rank])
+            own.grad = None
+            out = layer(exchange, x, ids, weights, own)
+            torch.testing.assert_close(out, dense(x, ids, weights, every).detach())
+            loss_of(out, world.rank).backward()
+            for got, want in zip((x.grad, weights.grad), expected[world.rank]):  # noqa: B905
+                torch.testing.assert_close(got, torch.zeros_like(got) if want is None else want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(own.grad, every.grad[list(experts_of(world.rank))], rtol=1e-4, atol=1e-5)
+
+    shunt.run_ranks(rank, RANKS)
+
+
+def test_gradients_equal_differences():
+    """gradcheck: all three are linear in each argument, so large steps are exact but for rounding."""
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of())
+        x, ids, weights = inputs_of(world.rank, 2)  # Few: all ranks take a step for every element
+        factor = torch.linspace(0.5, 2, exchange.max_rows)[:, None]
+
+        def step(x, weights):
+            return exchange.combine(exchange.dispatch(x, ids).rows * factor, ids, weights)
+
+        return torch.autograd.gradcheck(step, (x, weights), eps=0.25, atol=1e-4, rtol=1e-3, nondet_tol=0.0)
+
+    assert shunt.run_ranks(rank, 2) == [True, True]
+
+
+def test_a_backward_that_stops_at_the_experts():
+    """Tokens without gradients: the next step ends the open one."""
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of(dtype="bfloat16"))
+        sums = []
+        for _ in range(3):
+            x, ids, weights = inputs_of(world.rank)
+            rows = exchange.dispatch(x.detach().bfloat16(), ids).rows
+            scale = torch.ones((), dtype=torch.bfloat16, requires_grad=True)
+            exchange.combine(rows * scale, ids, weights).float().sum().backward()
+            sums.append(float(scale.grad))
+        return sums[0] == sums[1] == sums[2]
+
+    assert shunt.run_ranks(rank, RANKS) == [True] * RANKS
+
+
+def test_a_backward_of_dispatch_alone():
+    """A loss on the rows: no combine has dispatched the backward step."""
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of())
+        x, ids, weights = inputs_of(world.rank)
+        rows = exchange.dispatch(x, ids).rows
+        exchange.combine(rows.detach(), ids, weights.detach())
+        rows.sum().backward()
+        expected = (ids >= 0).sum(1, keepdim=True).float().expand(-1, HIDDEN)
+        return torch.equal(x.grad, expected)
+
+    assert shunt.run_ranks(rank, RANKS) == [True] * RANKS
+
+
+def test_shapes_without_data():
+    with shunt.World.single() as world:
+        exchange = Exchange(world, config_of())
+        x, ids, weights = torch.empty(4, HIDDEN), torch.zeros(4, TOP_K, dtype=torch.int32), torch.empty(4, TOP_K)
+        rows, starts, counts = exchange.dispatch(x.to("meta"), ids.to("meta"))
+        assert (rows.shape, starts.shape, counts.shape) == ((exchange.max_rows, HIDDEN), (EXPERTS + 1,), (EXPERTS,))
+        assert (rows.dtype, starts.dtype, counts.dtype) == (torch.float32, torch.int64, torch.int64)
+        assert exchange.combine(rows, ids.to("meta"), weights.to("meta")).shape == (4, HIDDEN)
+
+
+def test_a_compiled_layer_has_the_same_gradients():
+    if not hasattr(torch, "compile"):
+        pytest.skip(f"PyTorch {torch.__version__} has no torch.compile")
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of())
+        factor = torch.linspace(0.5, 2, exchange.max_rows)[:, None]
+
+        def step(x, ids, weights):
+            return torch.tanh(exchange.combine(torch.sin(exchange.dispatch(x, ids).rows) * factor, ids, weights))
+
+        found = []
+        for one in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+            x, ids, weights = inputs_of(world.rank)
+            out = one(x, ids, weights)
+            loss_of(out, world.rank).backward()
+            found.append((out.detach(), x.grad, weights.grad))
+        for eager, compiled in zip(*found, strict=True):
+            torch.testing.assert_close(eager, compiled)
+
+    shunt.run_ranks(rank, 2)
+
+
+def test_what_cannot_have_gradients_is_refused():
+    with shunt.World.single() as world:
+        with pytest.raises(shunt.InvalidArgumentError, match="one element type without scales"):
+            Exchange(world, shunt.Config(max_tokens=1, num_experts=2, top_k=1, hidden=8, out_dtype="float32"))
+        with pytest.raises(shunt.InvalidArgumentError, match='delivery is "view"'):
+            Exchange(world, config_of(delivery="view"))
+        exchange = Exchange(world, config_of())
+        number = exchange.number
+        del exchange
+        with pytest.raises(shunt.InvalidStateError, match=f"no Exchange number {number}"):
+            torch.ops.shunt.dispatch(torch.zeros(1, HIDDEN), torch.zeros(1, TOP_K, dtype=torch.int32), number)
