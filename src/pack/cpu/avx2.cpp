@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "top_k.h"
 #include "vector_kernels.h"
 
 namespace shunt::detail {
@@ -157,6 +158,15 @@ struct Avx2 {
     for (int i = 1; i < 8; ++i) best = lanes[i] > best ? lanes[i] : best;
     return best;
   }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static float horizontal_max(F x) {
+    const __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+  }
+  static std::uint32_t equal(F a, F b) {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)));
+  }
   static void copy(void* to, const void* from, std::int64_t bytes) { detail::copy(to, from, bytes); }
 
   template <DType D>
@@ -238,7 +248,7 @@ struct Avx2 {
 
 }  // namespace
 
-const PackKernels kAvx2Kernels = {Isa::avx2,        copy, copy_streaming, quantise<Avx2>, weighted_sum<Avx2>,
-                                  scaled_copy<Avx2>};
+const PackKernels kAvx2Kernels = {
+    Isa::avx2, copy, copy_streaming, quantise<Avx2>, weighted_sum<Avx2>, scaled_copy<Avx2>, top_k<Avx2>};
 
 }  // namespace shunt::detail

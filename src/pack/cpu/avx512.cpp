@@ -1,6 +1,7 @@
 // AVX-512 F, BW, VL and DQ. The BF16 extension is not used: its conversions flush subnormals.
 #include <immintrin.h>
 
+#include "top_k.h"
 #include "vector_kernels.h"
 
 namespace shunt::detail {
@@ -156,6 +157,9 @@ struct Avx512 {
     for (int i = 1; i < 16; ++i) best = lanes[i] > best ? lanes[i] : best;
     return best;
   }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static float horizontal_max(F x) { return _mm512_reduce_max_ps(x); }
+  static std::uint32_t equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static void copy(void* to, const void* from, std::int64_t bytes) { detail::copy(to, from, bytes); }
 
   template <DType D>
@@ -228,6 +232,7 @@ struct Avx512 {
 }  // namespace
 
 const PackKernels kAvx512Kernels = {
-    Isa::avx512, copy, copy_streaming, quantise<Avx512>, weighted_sum<Avx512>, scaled_copy<Avx512>};
+    Isa::avx512,         copy,         copy_streaming, quantise<Avx512>, weighted_sum<Avx512>,
+    scaled_copy<Avx512>, top_k<Avx512>};
 
 }  // namespace shunt::detail

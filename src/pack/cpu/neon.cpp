@@ -192,10 +192,15 @@ struct Neon {
   }
 };
 
+/// No vector version yet: a mask of lanes takes several instructions here.
+void top_k(const TopK& of) {
+  kScalarKernels.top_k(of);
+}
+
 }  // namespace
 
 // AArch64 has no streaming stores of its own kind: stnp is a hint that current cores ignore.
-const PackKernels kNeonKernels = {Isa::neon,        copy, copy, quantise<Neon>, weighted_sum<Neon>,
-                                  scaled_copy<Neon>};
+const PackKernels kNeonKernels = {Isa::neon,         copy, copy, quantise<Neon>, weighted_sum<Neon>,
+                                  scaled_copy<Neon>, top_k};
 
 }  // namespace shunt::detail

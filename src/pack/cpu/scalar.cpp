@@ -61,8 +61,29 @@ void scaled_copy(const ScaledCopy& copy) {
   }
 }
 
+void top_k(const TopK& of) {
+  for (std::int64_t t = 0; t < of.num_tokens; ++t) {
+    std::int32_t* ids = of.ids + t * of.top_k;
+    float* values = of.values + t * of.top_k;
+    std::int64_t held = 0;
+    for (std::int64_t e = 0; e < of.num_experts; ++e) {
+      const float value = load_element(of.dtype, of.logits, t * of.num_experts + e);
+      std::int64_t place = held;
+      while (place > 0 && value > values[place - 1]) --place;
+      if (place == of.top_k) continue;
+      if (held < of.top_k) ++held;
+      for (std::int64_t i = held - 1; i > place; --i) {
+        ids[i] = ids[i - 1];
+        values[i] = values[i - 1];
+      }
+      ids[place] = static_cast<std::int32_t>(e);
+      values[place] = value;
+    }
+  }
+}
+
 }  // namespace
 
-const PackKernels kScalarKernels = {Isa::scalar, copy, copy, quantise, weighted_sum, scaled_copy};
+const PackKernels kScalarKernels = {Isa::scalar, copy, copy, quantise, weighted_sum, scaled_copy, top_k};
 
 }  // namespace shunt::detail

@@ -57,6 +57,17 @@ struct ScaledCopy {
   float factor = 1.0F;  ///< (from * scale) * factor, two fp32 multiplications in this order
 };
 
+/// The K largest of each row of logits [T, E].
+struct TopK {
+  const void* logits = nullptr;  ///< [T, E] dense; finite
+  DType dtype = DType::f32;      ///< f32, f16 or bf16
+  std::int64_t num_tokens = 0;   ///< T
+  std::int64_t num_experts = 1;  ///< E
+  std::int32_t top_k = 1;        ///< K <= E
+  std::int32_t* ids = nullptr;   ///< [T, K], largest first; of equals (0 and -0 are) the lower index first
+  float* values = nullptr;       ///< [T, K], the logits of the chosen
+};
+
 /// The kernels of one instruction set. Every table gives the same bits as the scalar one, for every pointer
 /// alignment and length; NaN results are NaN everywhere but their payload may differ.
 /// Result:  weighted_sum: acc = 0 or the old value; acc = fma(w, row, acc) in fp32, in k order; rounded once, to nearest
@@ -74,6 +85,7 @@ struct PackKernels {
                    const QuantisedRow& to);
   void (*weighted_sum)(const WeightedSum& sum);
   void (*scaled_copy)(const ScaledCopy& copy);
+  void (*top_k)(const TopK& of);
 };
 
 /// Orders streaming stores before later stores. A no-op where the ISA has none.
