@@ -21,6 +21,7 @@ enum class Purpose : std::uint64_t {
   noise = 10,
   popularity = 11,
   logits = 12,
+  network = 13,
 };
 
 inline constexpr int kTokenBits = 33;
