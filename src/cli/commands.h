@@ -17,11 +17,13 @@ using Command = std::function<int()>;
 void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_overlap(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_pack(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
+void add_bench_routing(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_transport(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_calibrate(CLI::App& parent, Command& command);
 void add_doctor(CLI::App& parent, Command& command);
 void add_plan(CLI::App& parent, Command& command);
 void add_predict(CLI::App& parent, Command& command);
+void add_sweep(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_trace(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 
 }  // namespace shunt::cli

@@ -28,11 +28,13 @@ int run(int argc, char** argv) {
   shunt::cli::add_bench_alltoall(*bench, arguments, command);
   shunt::cli::add_bench_overlap(*bench, arguments, command);
   shunt::cli::add_bench_pack(*bench, arguments, command);
+  shunt::cli::add_bench_routing(*bench, arguments, command);
   shunt::cli::add_bench_transport(*bench, arguments, command);
   shunt::cli::add_doctor(app, command);
   shunt::cli::add_plan(app, command);
   shunt::cli::add_calibrate(app, command);
   shunt::cli::add_predict(app, command);
+  shunt::cli::add_sweep(app, arguments, command);
   shunt::cli::add_trace(app, arguments, command);
   try {
     app.parse(argc, argv);

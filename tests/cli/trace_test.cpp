@@ -74,5 +74,51 @@ TEST_F(TraceTest, RefusesBadInputWithStatusTwo) {
   }
 }
 
+TEST_F(TraceTest, RoutingBenchmarksAndSweepsRun) {
+  const std::vector<std::string> small{"--num-tokens", "40", "--hidden-dim", "24", "--num-experts", "8",
+                                       "--iters",      "3",  "--warmup",     "1"};
+  for (const char* name : {"topk", "routing", "capacity"}) {
+    std::vector<std::string> words{"bench", name, "--jsonl", path(std::string(name) + ".jsonl")};
+    words.insert(words.end(), small.begin(), small.end());
+    const Ended ended = run_shunt(words);
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    EXPECT_NE(ended.out.find("\nsimd "), std::string::npos) << ended.out;
+    EXPECT_EQ(run_shunt(words).status, 2) << "the record file is there already";
+  }
+  const std::vector<std::string> sweep{"sweep",
+                                       "capacity",
+                                       "--tokens",
+                                       "30",
+                                       "--hidden",
+                                       "16",
+                                       "--topk",
+                                       "1,2",
+                                       "--strategy",
+                                       "sigmoid",
+                                       "--iters",
+                                       "3",
+                                       "--out",
+                                       path("sweep.jsonl"),
+                                       "--renorm-after-drop"};
+  Ended ended = run_shunt(sweep);
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_NE(ended.out.find("# 24 results, 0 were there already"), std::string::npos) << ended.out;
+  ended = run_shunt(sweep);
+  EXPECT_NE(ended.out.find("# 0 results, 24 were there already"), std::string::npos) << ended.out;
+  const std::vector<std::pair<std::vector<std::string>, const char*>> refused{
+      {{"bench", "topk", "--top-k", "200"}, "outside [1, 128]"},
+      {{"bench", "routing", "--gate", "softkk"}, "did you mean softk?"},
+      {{"bench", "capacity", "--capacity-factors", "0"}, "--capacity-factors"},
+      {{"bench", "capacity", "--impl", "torch"}, "torch_pack.py"},
+      {{"sweep", "pack", "--experts", "0"}, "--experts"},
+      {{"sweep"}, "subcommand"},
+  };
+  for (const auto& [words, expected] : refused) {
+    ended = run_shunt(words);
+    EXPECT_NE(ended.status, 0) << words.back();
+    EXPECT_NE(ended.err.find(expected), std::string::npos) << ended.err;
+  }
+}
+
 }  // namespace
 }  // namespace shunt::cli

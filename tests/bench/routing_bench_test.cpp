@@ -1,0 +1,280 @@
+#include <shunt/bench/routing_bench.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <shunt/bench/sweep.h>
+#include <shunt/core/error.h>
+
+#include "routing_moves.h"
+
+namespace shunt::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+RoutingPoint small(RoutingWork work) {
+  RoutingPoint point;
+  point.work = work;
+  point.tokens = 75;
+  point.hidden = 37;
+  point.num_experts = 12;
+  point.top_k = 3;
+  point.warmup = 1;
+  point.iterations = 4;
+  return point;
+}
+
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "shunt-routing-bench-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw Error(Errc::io, "no temporary folder");
+    path_ = name;
+  }
+  ~Folder() { fs::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  [[nodiscard]] std::string file(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  fs::path path_;
+};
+
+std::vector<nlohmann::json> lines_of(const std::string& path) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+std::string refusal(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "nothing was refused";
+}
+
+TEST(RoutingBenchTest, BothImplementationsOfEveryWorkAreRight) {
+  for (const RoutingWork work : {RoutingWork::topk, RoutingWork::routing, RoutingWork::capacity}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      RoutingPoint point = small(work);
+      point.dtype = dtype;
+      const RoutingResult result = measure_point(point);
+      EXPECT_FALSE(result.failed);
+      ASSERT_EQ(result.rows.size(), work == RoutingWork::topk ? 2U : 3U);
+      EXPECT_EQ(result.rows[0].impl, "scalar");
+      EXPECT_EQ(result.rows[0].isa, "scalar");
+      EXPECT_EQ(result.rows[1].impl, "simd");
+      for (const RoutingRow& row : result.rows) {
+        EXPECT_EQ(row.ms.count, 4) << row.impl;
+        EXPECT_TRUE(row.correct) << row.impl << ": " << row.reason;
+      }
+    }
+  }
+}
+
+TEST(RoutingBenchTest, EveryGateCanBePacked) {
+  for (const std::string& gate : gate_names()) {
+    RoutingPoint point = small(RoutingWork::capacity);
+    point.num_experts = 16;
+    point.gate = gate;
+    if (gate.find("top1") != std::string::npos) point.top_k = 1;
+    point.renormalise = Renormalise::keep_sum;
+    point.impls = {"simd"};
+    point.iterations = 1;
+    const RoutingResult result = measure_point(point);
+    EXPECT_FALSE(result.failed) << gate << ": " << result.rows[0].reason;
+  }
+}
+
+TEST(RoutingBenchTest, CountsBytesByBothFormulas) {
+  RoutingPoint point = small(RoutingWork::capacity);
+  point.capacity_factor = 0.5;
+  const RoutingResult result = measure_point(point);
+  EXPECT_EQ(result.bytes_per_token_strict(), (2 + 2 * 3) * 37 * 2);
+  EXPECT_EQ(result.strict_bytes(), 75 * 8 * 37 * 2);
+  // ceil(0.5 * 75 * 3 / 12) of each expert.
+  EXPECT_EQ(result.capacity, 10);
+  EXPECT_EQ(result.kept, 120);
+  EXPECT_EQ(result.kept_load.max, 10);
+  EXPECT_EQ(result.kept_load.total, 120);
+  EXPECT_EQ(result.load.total, 225);
+  EXPECT_DOUBLE_EQ(result.avg_drop_rate, 1 - 120.0 / 225);
+  EXPECT_EQ(result.kept_bytes(), (result.kept_tokens + 2 * 120 + 75) * 37 * 2);
+  EXPECT_EQ(result.kept_tokens, std::llround(75 * (1 - result.token_drop_rate)));
+  EXPECT_GT(result.load.cv, result.kept_load.cv);
+}
+
+TEST(RoutingBenchTest, ChecksFindWhatIsWrong) {
+  const RoutingPoint point = small(RoutingWork::routing);
+  GateOutput<float> gate{point.tokens, point.num_experts, point.top_k, {}, {}};
+  for (std::int32_t i = 0; i < 75 * 3; ++i) {
+    gate.ids.push_back(i * 5 % 12);
+    gate.weights.push_back(0.25F * static_cast<float>(i % 3));
+  }
+  const CapacityPlan plan = plan_capacity<float>(gate, {.mode = CapacityMode::dropless});
+  RoutingMoves moves(point, gate, plan, 0);
+  EXPECT_NE(moves.check(), "");  // nothing was packed yet
+  (void)moves.run(pack_kernels());
+  EXPECT_EQ(moves.check(), "");
+  moves.spoil();
+  EXPECT_NE(moves.check(), "");
+  // Another plan than the one that is packed.
+  CapacityPlan other = plan;
+  other.places[0] = -1;
+  RoutingMoves astray(point, gate, other, 0);
+  (void)astray.run(pack_kernels());
+  EXPECT_EQ(astray.check(), "choice 0 of token 0 is in row 0, not -1");
+}
+
+TEST(RoutingBenchTest, RecordsHaveTheOldNames) {
+  const Folder folder;
+  RoutingBenchOptions options;
+  options.point = small(RoutingWork::capacity);
+  options.capacity_factors = {0.75, 4};
+  options.jsonl = folder.file("records.jsonl");
+  std::string text;
+  BenchOutput output;
+  output.text = [&text](const std::string& part) { text += part; };
+  const RoutingBenchReport report = run_routing_bench(options, {"shunt"}, output);
+  EXPECT_FALSE(report.failed);
+  ASSERT_EQ(report.results.size(), 2U);
+  EXPECT_NE(text.find("capacity factor 0.75"), std::string::npos) << text;
+  const auto lines = lines_of(options.jsonl);
+  ASSERT_EQ(lines.size(), 1U + 2 * 3);
+  for (const char* key : {"name",
+                          "impl",
+                          "avg_ms",
+                          "std_ms",
+                          "tokens_per_s",
+                          "num_tokens",
+                          "hidden_dim",
+                          "num_experts",
+                          "top_k",
+                          "dtype",
+                          "device",
+                          "seed",
+                          "warmup",
+                          "iters",
+                          "capacity_factor",
+                          "avg_drop_rate",
+                          "token_drop_rate",
+                          "bytes_per_token_strict",
+                          "bw_GiBps_strict",
+                          "bw_GBps_strict",
+                          "bw_GiBps_kept",
+                          "load_mean",
+                          "load_std",
+                          "load_cv",
+                          "kept_load_cv",
+                          "used_capacity",
+                          "correct"})
+    EXPECT_TRUE(lines[1].contains(key)) << key;
+  EXPECT_EQ(lines[1]["seed"], 17);
+  EXPECT_NEAR(lines[1]["bw_GBps_strict"].get<double>() / lines[1]["bw_GiBps_strict"].get<double>(),
+              1.073741824, 1e-9);
+  EXPECT_NEAR(lines[1]["tokens_per_s"].get<double>(), 75e3 / lines[1]["avg_ms"].get<double>(), 1e-6);
+  EXPECT_GT(lines[1]["avg_drop_rate"].get<double>(), 0.2);
+  EXPECT_EQ(lines[4]["avg_drop_rate"], 0.0);
+  EXPECT_THROW((void)run_routing_bench(options, {"shunt"}, {}), Error);  // never overwritten
+}
+
+TEST(RoutingBenchTest, RefusesWhatCannotBe) {
+  const auto asked = [](const std::function<void(RoutingPoint&)>& change) {
+    RoutingPoint point = small(RoutingWork::capacity);
+    change(point);
+    return refusal([&point] { (void)measure_point(point); });
+  };
+  EXPECT_NE(asked([](RoutingPoint& p) { p.top_k = 13; }).find("top-k 13 is outside [1, 12]"),
+            std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.capacity_factor = 0; }).find("factor 0"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.gate = "softkk"; }).find("did you mean softk?"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"fast"}; }).find("allowed: scalar, simd"),
+            std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"torch"}; }).find("torch_pack.py"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.dtype = DType::f8e4m3; }).find("--dtype"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.tokens = 1 << 29; }).find("more than"), std::string::npos);
+}
+
+SweepOptions small_sweep(const std::string& output) {
+  SweepOptions options;
+  options.point = small(RoutingWork::capacity);
+  options.point.impls = {"simd"};
+  options.point.iterations = 3;
+  options.tokens = {20};
+  options.hidden = {16};
+  options.experts = {4, 8};
+  options.top_k = {1, 2};
+  options.capacity_factors = {1.0, 1.5};
+  options.output = output;
+  return options;
+}
+
+TEST(SweepTest, MeasuresEachPointOnce) {
+  const Folder folder;
+  SweepOptions options = small_sweep(folder.file("new/sweep.jsonl"));
+  options.top_k = {1};
+  SweepReport report = run_sweep(options, {"shunt"}, {});
+  EXPECT_EQ(report.measured, 4);
+  EXPECT_EQ(report.skipped, 0);
+  options.top_k = {1, 2};
+  options.dry_run = true;
+  std::string text;
+  BenchOutput output;
+  output.text = [&text](const std::string& part) { text += part; };
+  (void)run_sweep(options, {"shunt"}, output);
+  EXPECT_EQ(text.find("topk=1 "), std::string::npos) << text;
+  EXPECT_NE(text.find("capacity simd tokens=20 hidden=16 experts=4 topk=2"), std::string::npos) << text;
+  options.dry_run = false;
+  report = run_sweep(options, {"shunt"}, {});
+  EXPECT_EQ(report.measured, 4);
+  EXPECT_EQ(report.skipped, 4);
+  EXPECT_EQ(run_sweep(options, {"shunt"}, {}).measured, 0);
+  const auto lines = lines_of(options.output);
+  ASSERT_EQ(lines.size(), 2U + 8);
+  for (const char* key :
+       {"timestamp", "git_sha", "device", "backend", "strategy", "renorm_after_drop", "tokens", "experts",
+        "hidden", "k", "requested_k", "capacity_factor", "capacity", "avg_drop_rate", "token_drop_rate",
+        "elapsed_ms", "bw_GiBps_strict", "bytes_per_token_strict"})
+    EXPECT_TRUE(lines[1].contains(key)) << key;
+  // Another seed is another point.
+  options.point.seed = 18;
+  EXPECT_EQ(run_sweep(options, {"shunt"}, {}).measured, 8);
+}
+
+TEST(SweepTest, GoesOnAfterALineThatWasCutOff) {
+  const Folder folder;
+  const SweepOptions options = small_sweep(folder.file("sweep.jsonl"));
+  EXPECT_EQ(run_sweep(options, {"shunt"}, {}).measured, 8);
+  fs::resize_file(options.output, fs::file_size(options.output) - 40);
+  const SweepReport report = run_sweep(options, {"shunt"}, {});
+  EXPECT_EQ(report.measured, 1);
+  EXPECT_EQ(report.skipped, 7);
+  EXPECT_EQ(lines_of(options.output).size(), 2U + 8);  // every line can be parsed
+}
+
+TEST(SweepTest, OneExpertGatesAreMeasuredOnce) {
+  SweepOptions options = small_sweep("unused");
+  options.point.gate = "top1";
+  EXPECT_EQ(sweep_points(options).size(), 4U);
+  options.point.gate = "softk";
+  EXPECT_EQ(sweep_points(options).size(), 8U);
+  options.point.work = RoutingWork::routing;
+  EXPECT_EQ(sweep_points(options).size(), 4U);
+  options.experts.clear();
+  EXPECT_NE(refusal([&options] { (void)sweep_points(options); }).find("an axis"), std::string::npos);
+  options.experts = {1};
+  EXPECT_NE(refusal([&options] { (void)sweep_points(options); }).find("outside [1, 1]"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace shunt::bench
