@@ -44,6 +44,7 @@ def spawn_failure():
     except shunt.RanksFailedError as error:
         assert "rank 1 of 2: ValueError: on purpose" in str(error), error
         assert error.outcomes[0].code == "peer_lost", error.outcomes
+        assert "ended with an error" in error.outcomes[0].message, error.outcomes
     else:
         raise AssertionError("a failed rank was not reported")
 
@@ -56,14 +57,56 @@ def torchrun():
                 assert step(world, CONFIG) == (int(os.environ["RANK"]), False)
         assert shunt.launch(step, CONFIG, transport="shm") == [(int(os.environ["RANK"]), False)]
         return
-    base = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    torchrun_variables("torchrun", 3, "29511")
+
+
+def torchrun_variables(case, size, port):
+    """Starts ``case`` again, as the ranks that torchrun would start."""
+    base = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, "torchrun"], env=os.environ | base | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            [sys.executable, __file__, case], env=os.environ | base | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
-        for rank in range(3)
+        for rank in range(size)
     ]
-    assert [one.wait() for one in ranks] == [0, 0, 0]
+    assert [one.wait() for one in ranks] == [0] * size
+
+
+def process_group():
+    """Beside a process group of PyTorch: World.from_env, and the interface of pplx-kernels with and without it."""
+    if "RANK" not in os.environ:
+        # Without torchrun's agent the group's own store listens at MASTER_PORT.
+        os.environ["SHUNT_PORT"] = "29514"
+        torchrun_variables("process_group", 2, "29513")
+        return
+    import torch
+
+    from shunt.compat.pplx_kernels import AllToAll, nvshmem
+
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    sum_of = torch.ones(1)
+    torch.distributed.all_reduce(sum_of)
+    with shunt.World.from_env() as world:
+        assert step(world, CONFIG) == (rank, False)
+    for way in ("group", "unique id"):
+        if way == "unique id":
+            uid = nvshmem.nvshmem_get_unique_id() if rank == 0 else nvshmem.nvshmem_alloc_empty_unique_id()
+            torch.distributed.broadcast(uid, src=0)
+            assert nvshmem.nvshmem_init(uid, rank, 2) == 0
+        ata = AllToAll.internode(4, 2, 1, rank, 2, 1, 8, 16, 0)
+        counts, rows = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 8, 8, dtype=torch.bfloat16)
+        tokens, ids = torch.full((3, 8), 1.0 + rank, dtype=torch.bfloat16), torch.full((3, 1), 1 - rank)
+        ata.dispatch(counts, rows, None, tokens, None, ids, None)
+        assert int(counts) == 3
+        out = torch.zeros(3, 8, dtype=torch.bfloat16)
+        ata.combine(out, ids, torch.ones(3, 1), 2 * rows, None)
+        assert torch.equal(out, 2 * tokens)
+        ata.destroy()
+        nvshmem.nvshmem_finalize()
+    torch.distributed.all_reduce(sum_of)
+    assert float(sum_of) == 4
+    torch.distributed.destroy_process_group()
 
 
 def join_late():
@@ -77,4 +120,5 @@ def join_late():
 
 
 if __name__ == "__main__":
-    {"spawn": spawn, "spawn_failure": spawn_failure, "torchrun": torchrun, "join_late": join_late}[sys.argv[1]]()
+    cases = (spawn, spawn_failure, torchrun, process_group, join_late)
+    {case.__name__: case for case in cases}[sys.argv[1]]()
