@@ -18,6 +18,10 @@ class Launcher {
     machine_->launch(rank_, Kernel::kName, shape, [args](Context& context) { Kernel::run(context, args); });
   }
   [[nodiscard]] std::int32_t processors() const { return machine_->processors(); }
+  template <class Kernel>
+  [[nodiscard]] static std::int32_t blocks_per_processor(std::int32_t /*shared_bytes*/) {
+    return 8;
+  }
 
  private:
   Machine* machine_;

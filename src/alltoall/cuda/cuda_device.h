@@ -28,6 +28,10 @@ class LoadingLauncher {
     require(Kernel::kName, cudaFuncGetAttributes(&attributes, enter<Kernel>));
   }
   [[nodiscard]] static std::int32_t processors() { return 1; }
+  template <class Kernel>
+  [[nodiscard]] static std::int32_t blocks_per_processor(std::int32_t /*shared_bytes*/) {
+    return 1;
+  }
 };
 
 /// The device that was current when this was made; calls are made with it current.

@@ -27,7 +27,7 @@ std::int64_t most_shared(const AllToAllConfig& c) {
 std::int64_t most_plan_bytes(const AllToAllConfig& c, std::int32_t num_ranks, std::int64_t share) {
   const std::int64_t warps = (share * 2 * c.top_k + device::kWarpSize - 1) / device::kWarpSize;
   const std::int64_t units = std::clamp<std::int64_t>(warps, 1, kMaxUnits);
-  return round_up(4 * units * (std::int64_t{c.num_experts} + num_ranks) + 4 * units, 16);
+  return round_up(4 * units * (std::int64_t{c.num_experts} + num_ranks) + 4 * units + 4, 16);
 }
 
 class Layout {

@@ -36,25 +36,22 @@ void plan_share(Launcher& launcher, const Frame& f, std::int64_t share, LaunchLi
   make_plan(launcher, input, plan, f.own<std::byte>(f.at.plan_workspace_at), limit);
 }
 
-/// Blocks for `tasks` tasks of a warp and `items` items of a thread.
-template <class Kernel, class Launcher>
-device::LaunchShape shape_for(const Launcher& launcher, std::int64_t tasks, std::int64_t items,
-                              LaunchLimit limit, std::int32_t shared_bytes = 0) {
-  const std::int64_t warps = std::max(tasks, (items + kWarpSize - 1) / kWarpSize);
-  return {blocks_for(launcher, warps, Kernel::kThreads, limit), Kernel::kThreads, shared_bytes};
+/// Tasks of a warp for `items` items of a thread.
+inline std::int64_t tasks_for(std::int64_t items) {
+  return (items + kWarpSize - 1) / kWarpSize;
 }
 
 template <template <std::int32_t, class> class Kernel, class Target, class Launcher>
 void launch_send(Launcher& launcher, std::int64_t unit, std::int64_t rows, std::int64_t items,
                  const SendArgs<Target>& args, LaunchLimit limit) {
   const std::int64_t part = unit * kUnitsPerLane * kWarpSize;
-  const std::int64_t tasks = rows * std::max<std::int64_t>((args.frame.at.row_bytes + part - 1) / part, 1);
-  const auto shape =
-      shape_for<Kernel<16, Target>>(launcher, tasks, items, limit, Kernel<16, Target>::kSharedBytes);
-  if (unit == 16) return launcher.template launch<Kernel<16, Target>>(shape, args);
-  if (unit == 4) return launcher.template launch<Kernel<4, Target>>(shape, args);
-  if (unit == 2) return launcher.template launch<Kernel<2, Target>>(shape, args);
-  launcher.template launch<Kernel<1, Target>>(shape, args);
+  const std::int64_t tasks = std::max(
+      rows * std::max<std::int64_t>((args.frame.at.row_bytes + part - 1) / part, 1), tasks_for(items));
+  constexpr std::int32_t kShared = Kernel<16, Target>::kSharedBytes;
+  if (unit == 16) return launch_tasks<Kernel<16, Target>>(launcher, tasks, args, limit, kShared);
+  if (unit == 4) return launch_tasks<Kernel<4, Target>>(launcher, tasks, args, limit, kShared);
+  if (unit == 2) return launch_tasks<Kernel<2, Target>>(launcher, tasks, args, limit, kShared);
+  launch_tasks<Kernel<1, Target>>(launcher, tasks, args, limit, kShared);
 }
 
 template <class From, class Target, class Launcher>
@@ -63,10 +60,9 @@ void launch_send_quantise(Launcher& launcher, std::int64_t rows, std::int64_t it
   using E4m3 = SendQuantise<From, device::F8e4m3, Target>;
   using E5m2 = SendQuantise<From, device::F8e5m2, Target>;
   const Frame& f = args.frame;
-  const auto shape = shape_for<E4m3>(launcher, rows * quantise_parts(f.hidden, f.scale_block), items, limit,
-                                     E4m3::kSharedBytes);
-  if (f.payload == DType::f8e4m3) return launcher.template launch<E4m3>(shape, args);
-  launcher.template launch<E5m2>(shape, args);
+  const std::int64_t tasks = std::max(rows * quantise_parts(f.hidden, f.scale_block), tasks_for(items));
+  if (f.payload == DType::f8e4m3) return launch_tasks<E4m3>(launcher, tasks, args, limit, E4m3::kSharedBytes);
+  launch_tasks<E5m2>(launcher, tasks, args, limit, E5m2::kSharedBytes);
 }
 
 template <class Target, class Launcher>
@@ -96,9 +92,8 @@ template <class Launcher, class Net>
 void dispatch_send(Launcher& launcher, const Net& net, const Frame& f, const SendCall& call) {
   const std::int64_t given = call.input.num_tokens;
   const std::int64_t share = token_share(given, f.members, 0).end;  // the largest, if all count
-  launcher.template launch<PrepareSend>(
-      shape_for<PrepareSend>(launcher, 0, given * f.top_k, call.limit, PrepareSend::kSharedBytes),
-      PrepareArgs{f, call});
+  launch_tasks<PrepareSend>(launcher, tasks_for(given * f.top_k), PrepareArgs{f, call}, call.limit,
+                            PrepareSend::kSharedBytes);
   plan_share(launcher, f, share, call.limit);
   if constexpr (Net::kLoadStore) {
     send_rows(launcher, f, call, share, ToPeers{net}, false);
@@ -106,9 +101,7 @@ void dispatch_send(Launcher& launcher, const Net& net, const Frame& f, const Sen
     const bool in_place = call.input.tokens.data == f.local + f.at.staging_at &&
                           call.input.tokens.stride_bytes == f.at.slot_stride;
     send_rows(launcher, f, call, share, ToStaging{}, in_place);
-    launcher.template launch<PutTokens<Net>>(
-        shape_for<PutTokens<Net>>(launcher, share * f.top_k + f.num_ranks, 0, call.limit),
-        PutArgs<Net>{f, net});
+    launch_tasks<PutTokens<Net>>(launcher, share * f.top_k + f.num_ranks, PutArgs<Net>{f, net}, call.limit);
   }
 }
 
@@ -119,13 +112,11 @@ void dispatch_recv(Launcher& launcher, const Net& net, const Frame& f, const Rec
   const std::int64_t cells = std::int64_t{f.local_experts()} * f.num_ranks;
   // Padding to fill is work for more blocks than the cells are.
   const bool pads = f.delivery == Delivery::view || f.padding != PaddingRows::untouched;
-  launcher.template launch<PlaceEntries>(
-      shape_for<PlaceEntries>(launcher, pads ? std::max(cells, f.at.max_rows) : cells, 0, call.limit),
-      PlaceArgs{f});
+  launch_tasks<PlaceEntries>(launcher, pads ? std::max(cells, f.at.max_rows) : cells, PlaceArgs{f},
+                             call.limit);
   if (f.delivery == Delivery::view) return;
   const std::int64_t parts = (f.at.row_bytes + CopyRows::Part::kBytes - 1) / CopyRows::Part::kBytes;
-  launcher.template launch<CopyRows>(shape_for<CopyRows>(launcher, f.at.max_arriving * parts, 0, call.limit),
-                                     PlaceArgs{f});
+  launch_tasks<CopyRows>(launcher, f.at.max_arriving * parts, PlaceArgs{f}, call.limit);
 }
 
 template <template <std::int32_t> class Kernel, class Launcher, class Args>
@@ -133,11 +124,10 @@ void launch_results(Launcher& launcher, std::int64_t unit, std::int64_t rows, co
                     LaunchLimit limit, std::int32_t shared_bytes) {
   const std::int64_t part = unit * kUnitsPerLane * kWarpSize;
   const std::int64_t tasks = rows * ((args.frame.at.result_bytes + part - 1) / part);
-  const auto shape = shape_for<Kernel<16>>(launcher, tasks, 0, limit, shared_bytes);
-  if (unit == 16) return launcher.template launch<Kernel<16>>(shape, args);
-  if (unit == 4) return launcher.template launch<Kernel<4>>(shape, args);
-  if (unit == 2) return launcher.template launch<Kernel<2>>(shape, args);
-  launcher.template launch<Kernel<1>>(shape, args);
+  if (unit == 16) return launch_tasks<Kernel<16>>(launcher, tasks, args, limit, shared_bytes);
+  if (unit == 4) return launch_tasks<Kernel<4>>(launcher, tasks, args, limit, shared_bytes);
+  if (unit == 2) return launch_tasks<Kernel<2>>(launcher, tasks, args, limit, shared_bytes);
+  launch_tasks<Kernel<1>>(launcher, tasks, args, limit, shared_bytes);
 }
 
 template <class Launcher, class Net>
@@ -152,9 +142,8 @@ void combine_send(Launcher& launcher, const Net& net, const Frame& f, const Retu
         call.results.data == f.local + f.at.output_at && call.results.stride_bytes == f.at.result_stride;
     launch_results<StageResults>(launcher, unit, in_place ? 0 : f.at.max_arriving,
                                  StageArgs{f, call.results, in_place}, call.limit, 0);
-    launcher.template launch<PutResults<Net>>(
-        shape_for<PutResults<Net>>(launcher, f.at.max_arriving * f.group_size + f.num_ranks, 0, call.limit),
-        typename PutResults<Net>::Args{f, net});
+    launch_tasks<PutResults<Net>>(launcher, f.at.max_arriving * f.group_size + f.num_ranks,
+                                  typename PutResults<Net>::Args{f, net}, call.limit);
   }
 }
 

@@ -30,7 +30,10 @@ inline bool means_no_device(cudaError_t error) {
 }
 
 inline void require(const char* what, cudaError_t error) {
-  if (error != cudaSuccess) raise_launch_error(what, means_no_device(error), cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  // Else whoever goes on afterwards would find it again behind the next launch.
+  static_cast<void>(cudaGetLastError());
+  raise_launch_error(what, means_no_device(error), cudaGetErrorString(error));
 }
 
 class CudaLauncher {
@@ -48,6 +51,18 @@ class CudaLauncher {
     require(Kernel::kName, cudaGetLastError());
   }
   [[nodiscard]] std::int32_t processors() const { return processors_; }
+  /// Asked once for each kernel: the GPUs of a process are of one kind, and a kernel's shared memory hardly changes.
+  template <class Kernel>
+  [[nodiscard]] std::int32_t blocks_per_processor(std::int32_t shared_bytes) const {
+    static const int known = [shared_bytes] {
+      int blocks = 0;
+      require(Kernel::kName,
+              cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, enter<Kernel>, Kernel::kThreads,
+                                                            static_cast<std::size_t>(shared_bytes)));
+      return blocks > 0 ? blocks : 1;
+    }();
+    return known;
+  }
 
  private:
   Stream stream_;

@@ -24,6 +24,7 @@ struct PlanArgs {
   std::int32_t tile = 0;                  ///< min(E, kTile)
   std::int32_t* per_unit = nullptr;       ///< [num_units, E] rows of each unit, then of all units before it
   std::int32_t* first_invalid = nullptr;  ///< [num_units] -1: none
+  std::uint32_t* blocks_done = nullptr;   ///< Of ScanUnits
 };
 
 /// Live selections: the host's bound or what the device says.
@@ -63,6 +64,7 @@ struct CountUnits {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const std::int32_t lane = ctx.lane();
     const std::int32_t warps = ctx.num_threads() / kWarpSize;
+    if (ctx.block() == 0 && ctx.thread() == 0) *args.blocks_done = 0;
     if (args.plan.selections != nullptr) {
       const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * ctx.num_threads();
       for (std::int64_t row = static_cast<std::int64_t>(ctx.block()) * ctx.num_threads() + ctx.thread();
@@ -103,58 +105,10 @@ struct CountUnits {
   }
 };
 
-/// per_unit becomes the rows of all units before; counts those of all. A block has 32 experts, one for each lane, and each
-/// of its warps a run of units.
-struct ScanUnits {
-  static constexpr const char* kName = "scan_units";
-  static constexpr std::int32_t kThreads = 512;
-  using Args = PlanArgs;
-
-  template <class Context>
-  static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
-    const std::int32_t lane = ctx.lane();
-    const std::int32_t warp = ctx.warp();
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
-    const std::int32_t experts = args.input.num_experts;
-    auto sums = ctx.template shared<std::int32_t>(0, warps * kWarpSize);
-    const std::int32_t run_length = (args.num_units + warps - 1) / warps;
-    const std::int32_t begin = warp * run_length;
-    const std::int32_t end = begin + run_length < args.num_units ? begin + run_length : args.num_units;
-    for (std::int32_t base = ctx.block() * kWarpSize; base < experts; base += ctx.num_blocks() * kWarpSize) {
-      const bool mine = base + lane < experts;
-      std::int32_t* column = args.per_unit + base + lane;
-      std::int32_t sum = 0;
-      if (mine)
-        for (std::int32_t unit = begin; unit < end; ++unit)
-          sum += column[static_cast<std::int64_t>(unit) * experts];
-      sums.store(warp * kWarpSize + lane, sum);
-      ctx.sync_block();
-      std::int32_t before = 0;
-      std::int32_t total = 0;
-      for (std::int32_t w = 0; w < warps; ++w) {
-        const std::int32_t of_warp = sums.load(w * kWarpSize + lane);
-        if (w < warp) before += of_warp;
-        total += of_warp;
-      }
-      if (mine) {
-        for (std::int32_t unit = begin; unit < end; ++unit) {
-          std::int32_t& cell = column[static_cast<std::int64_t>(unit) * experts];
-          const std::int32_t rows = cell;
-          cell = before;
-          before += rows;
-        }
-        if (warp == 0) args.plan.counts[base + lane] = total;
-      }
-      ctx.sync_block();  // the sums are read before the next round writes them
-    }
-  }
-};
-
-/// Where each expert's rows start, from counts; cuts counts to what has room; the status. One block.
+/// Where each expert's rows start, from counts; cuts counts to what has room; the status. A part of a kernel, by one block
+/// and with its shared memory from offset 0.
 struct ScanExperts {
-  static constexpr const char* kName = "scan_experts";
   static constexpr std::int32_t kThreads = 512;
-  static constexpr std::int32_t kSharedBytes = 4 * kThreads / kWarpSize * 4;
   using Args = PlanArgs;
 
   /// Combines one value of every thread with `op`; every thread gets the result.
@@ -238,6 +192,71 @@ struct ScanExperts {
     status.dropped = dropped;
     status.rows_needed = padded ? largest : carry;
     status.num_rows = kept_rows;
+  }
+};
+
+/// per_unit becomes the rows of all units before; counts those of all. A block has 32 experts, one for each lane, and each
+/// of its warps a run of units. The block that ends last does ScanExperts, which spares a launch.
+struct ScanUnits {
+  static constexpr const char* kName = "scan_units";
+  static constexpr std::int32_t kThreads = ScanExperts::kThreads;
+  static constexpr std::int32_t kSharedBytes = kThreads * 4 + 4;
+  using Args = PlanArgs;
+
+  template <class Context>
+  static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
+    const std::int32_t lane = ctx.lane();
+    const std::int32_t warp = ctx.warp();
+    const std::int32_t warps = ctx.num_threads() / kWarpSize;
+    const std::int32_t experts = args.input.num_experts;
+    auto sums = ctx.template shared<std::int32_t>(0, warps * kWarpSize);
+    const std::int32_t run_length = (args.num_units + warps - 1) / warps;
+    const std::int32_t begin = warp * run_length;
+    const std::int32_t end = begin + run_length < args.num_units ? begin + run_length : args.num_units;
+    for (std::int32_t base = ctx.block() * kWarpSize; base < experts; base += ctx.num_blocks() * kWarpSize) {
+      const bool mine = base + lane < experts;
+      std::int32_t* column = args.per_unit + base + lane;
+      std::int32_t sum = 0;
+      if (mine)
+        for (std::int32_t unit = begin; unit < end; ++unit)
+          sum += column[static_cast<std::int64_t>(unit) * experts];
+      sums.store(warp * kWarpSize + lane, sum);
+      ctx.sync_block();
+      std::int32_t before = 0;
+      std::int32_t total = 0;
+      for (std::int32_t w = 0; w < warps; ++w) {
+        const std::int32_t of_warp = sums.load(w * kWarpSize + lane);
+        if (w < warp) before += of_warp;
+        total += of_warp;
+      }
+      if (mine) {
+        for (std::int32_t unit = begin; unit < end; ++unit) {
+          std::int32_t& cell = column[static_cast<std::int64_t>(unit) * experts];
+          const std::int32_t rows = cell;
+          cell = before;
+          before += rows;
+        }
+        if (warp == 0) args.plan.counts[base + lane] = total;
+      }
+      ctx.sync_block();  // the sums are read before the next round writes them
+    }
+    if (is_last(ctx, args)) ScanExperts::run(ctx, args);
+  }
+
+ private:
+  /// All threads of the block: whether all other blocks have written their counts, which are visible then.
+  template <class Context>
+  static SHUNT_DEVICE bool is_last(Context& ctx, const Args& args) {
+    auto last = ctx.template shared<std::int32_t>(kThreads * 4, 1);
+    ctx.sync_block();
+    if (ctx.thread() == 0) {
+      ctx.fence(device::Scope::device);
+      const std::uint32_t before = ctx.fetch_add(device::Scope::device, args.blocks_done, 1U);
+      ctx.fence(device::Scope::device);
+      last.store(0, before + 1 == static_cast<std::uint32_t>(ctx.num_blocks()) ? 1 : 0);
+    }
+    ctx.sync_block();
+    return last.load(0) != 0;
   }
 };
 

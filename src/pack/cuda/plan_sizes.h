@@ -25,7 +25,7 @@ struct PlanSizes {
     unit = static_cast<std::int32_t>(steps * device::kWarpSize);
     num_units = static_cast<std::int32_t>(std::max<std::int64_t>((selections + unit - 1) / unit, 1));
     per_unit_bytes = std::int64_t{4} * num_units * input.num_experts;
-    bytes = (per_unit_bytes + std::int64_t{4} * num_units + 15) / 16 * 16;
+    bytes = (per_unit_bytes + std::int64_t{4} * num_units + 4 + 15) / 16 * 16;
   }
 };
 

@@ -1,8 +1,8 @@
 #pragma once
 
 // The calls of <shunt/pack/cuda.h> as launches on a launcher: a stream of a GPU, or the emulator of the tests. A launcher
-// has launch<Kernel>(shape, args), which queues, and processors(), the blocks that run side by side. Arguments have been
-// checked (checks.h).
+// has launch<Kernel>(shape, args), which queues; processors(); and blocks_per_processor<Kernel>(shared_bytes), the blocks of
+// that kernel that a processor runs side by side. Arguments have been checked (checks.h).
 #include <algorithm>
 #include <cstdint>
 
@@ -16,17 +16,25 @@
 
 namespace shunt::cuda::detail {
 
-/// Blocks that a processor holds of kernels of 256 threads with few registers.
-inline constexpr std::int64_t kBlocksPerProcessor = 8;
-
-/// Blocks for `tasks` tasks of one warp each: not more than fit the device, or the limit.
-template <class Launcher>
-std::int32_t blocks_for(const Launcher& launcher, std::int64_t tasks, std::int32_t threads,
-                        LaunchLimit limit) {
-  const std::int64_t wanted = (tasks * device::kWarpSize + threads - 1) / threads;
-  const std::int64_t most =
-      limit.max_blocks > 0 ? limit.max_blocks : launcher.processors() * kBlocksPerProcessor;
+/// Blocks for `tasks` tasks of one warp each: not more than run side by side on the device, or the limit. Blocks share the
+/// tasks out evenly among themselves, so some that begin when others have ended would double the time.
+template <class Kernel, class Launcher>
+std::int32_t blocks_for(const Launcher& launcher, std::int64_t tasks, LaunchLimit limit,
+                        std::int32_t shared_bytes = 0) {
+  const std::int64_t wanted = (tasks * device::kWarpSize + Kernel::kThreads - 1) / Kernel::kThreads;
+  const std::int64_t most = limit.max_blocks > 0
+                                ? limit.max_blocks
+                                : std::int64_t{launcher.processors()} *
+                                      launcher.template blocks_per_processor<Kernel>(shared_bytes);
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(wanted, 1, most));
+}
+
+/// Launches Kernel for `tasks` tasks of one warp each.
+template <class Kernel, class Launcher>
+void launch_tasks(Launcher& launcher, std::int64_t tasks, const typename Kernel::Args& args,
+                  LaunchLimit limit, std::int32_t shared_bytes = 0) {
+  launcher.template launch<Kernel>(
+      {blocks_for<Kernel>(launcher, tasks, limit, shared_bytes), Kernel::kThreads, shared_bytes}, args);
 }
 
 template <class Launcher>
@@ -42,22 +50,18 @@ void make_plan(Launcher& launcher, const PlanInput& input, const Plan& plan, voi
   args.tile = std::min(input.num_experts, kTile);
   args.per_unit = reinterpret_cast<std::int32_t*>(memory);
   args.first_invalid = reinterpret_cast<std::int32_t*>(memory + sizes.per_unit_bytes);
+  args.blocks_done = reinterpret_cast<std::uint32_t*>(args.first_invalid + sizes.num_units);
 
-  device::LaunchShape walk{blocks_for(launcher, sizes.num_units, CountUnits::kThreads, limit),
-                           CountUnits::kThreads, CountUnits::kThreads / kWarpSize * args.tile * 4};
+  static_assert(CountUnits::kThreads == PlaceUnits::kThreads);
+  const std::int32_t tiles_bytes = CountUnits::kThreads / kWarpSize * args.tile * 4;
   // Rows to mark as padding are work for more blocks than the units need.
-  device::LaunchShape count = walk;
-  if (plan.selections != nullptr)
-    count.blocks = std::max(
-        count.blocks, blocks_for(launcher, input.max_rows / kWarpSize / 8, CountUnits::kThreads, limit));
-  launcher.template launch<CountUnits>(count, args);
+  const std::int64_t marks = plan.selections != nullptr ? input.max_rows / kWarpSize / 8 : 0;
+  launch_tasks<CountUnits>(launcher, std::max<std::int64_t>(sizes.num_units, marks), args, limit,
+                           tiles_bytes);
   const std::int64_t columns = (std::int64_t{input.num_experts} + kWarpSize - 1) / kWarpSize;
-  launcher.template launch<ScanUnits>(
-      {blocks_for(launcher, columns * (ScanUnits::kThreads / kWarpSize), ScanUnits::kThreads, limit),
-       ScanUnits::kThreads, ScanUnits::kThreads * 4},
-      args);
-  launcher.template launch<ScanExperts>({1, ScanExperts::kThreads, ScanExperts::kSharedBytes}, args);
-  launcher.template launch<PlaceUnits>(walk, args);
+  launch_tasks<ScanUnits>(launcher, columns * (ScanUnits::kThreads / kWarpSize), args, limit,
+                          ScanUnits::kSharedBytes);
+  launch_tasks<PlaceUnits>(launcher, sizes.num_units, args, limit, tiles_bytes);
 }
 
 /// Widest unit that the addresses and strides of both sides are multiples of.
@@ -74,12 +78,10 @@ void launch_copy(Launcher& launcher, std::int64_t rows, std::int64_t unit, const
                  LaunchLimit limit) {
   const std::int64_t part = unit * kUnitsPerLane * kWarpSize;
   const std::int64_t tasks = rows * std::max<std::int64_t>((args.row_bytes + part - 1) / part, 1);
-  const device::LaunchShape shape{blocks_for(launcher, tasks, Kernel<16>::kThreads, limit),
-                                  Kernel<16>::kThreads, 0};
-  if (unit == 16) return launcher.template launch<Kernel<16>>(shape, args);
-  if (unit == 4) return launcher.template launch<Kernel<4>>(shape, args);
-  if (unit == 2) return launcher.template launch<Kernel<2>>(shape, args);
-  launcher.template launch<Kernel<1>>(shape, args);
+  if (unit == 16) return launch_tasks<Kernel<16>>(launcher, tasks, args, limit);
+  if (unit == 4) return launch_tasks<Kernel<4>>(launcher, tasks, args, limit);
+  if (unit == 2) return launch_tasks<Kernel<2>>(launcher, tasks, args, limit);
+  launch_tasks<Kernel<1>>(launcher, tasks, args, limit);
 }
 
 inline std::int64_t scales_of(const Scales& scales, std::int64_t hidden) {
@@ -94,9 +96,8 @@ void launch_quantise(Launcher& launcher, const GatherArgs& args, LaunchLimit lim
   using E4m3 = GatherQuantise<From, device::F8e4m3>;
   using E5m2 = GatherQuantise<From, device::F8e5m2>;
   const std::int64_t tasks = g.num_tokens * ((blocks + per_task - 1) / per_task);
-  const device::LaunchShape shape{blocks_for(launcher, tasks, E4m3::kThreads, limit), E4m3::kThreads, 0};
-  if (g.to.dtype == DType::f8e4m3) return launcher.template launch<E4m3>(shape, args);
-  launcher.template launch<E5m2>(shape, args);
+  if (g.to.dtype == DType::f8e4m3) return launch_tasks<E4m3>(launcher, tasks, args, limit);
+  launch_tasks<E5m2>(launcher, tasks, args, limit);
 }
 
 template <class Launcher>
@@ -119,14 +120,14 @@ void scatter(Launcher& launcher, const Scatter& s, LaunchLimit limit) {
 
 template <class Row, class Launcher>
 void launch_combine(Launcher& launcher, const Combine& c, LaunchLimit limit) {
-  using ToF32 = CombineRows<Row, device::F32>;
   const std::int64_t part = std::int64_t{kColumns} * kWarpSize;
   const std::int64_t tasks = c.num_tokens * ((c.hidden + part - 1) / part);
-  const device::LaunchShape shape{blocks_for(launcher, tasks, ToF32::kThreads, limit), ToF32::kThreads, 0};
-  if (c.out.dtype == DType::f32) return launcher.template launch<ToF32>(shape, CombineArgs{c});
+  const CombineArgs args{c};
+  if (c.out.dtype == DType::f32)
+    return launch_tasks<CombineRows<Row, device::F32>>(launcher, tasks, args, limit);
   if (c.out.dtype == DType::f16)
-    return launcher.template launch<CombineRows<Row, device::F16>>(shape, CombineArgs{c});
-  launcher.template launch<CombineRows<Row, device::Bf16>>(shape, CombineArgs{c});
+    return launch_tasks<CombineRows<Row, device::F16>>(launcher, tasks, args, limit);
+  launch_tasks<CombineRows<Row, device::Bf16>>(launcher, tasks, args, limit);
 }
 
 template <class Launcher>

@@ -48,6 +48,10 @@ class StreamLauncher {
       go();
   }
   [[nodiscard]] std::int32_t processors() const { return machine_->processors(); }
+  template <class Kernel>
+  [[nodiscard]] static std::int32_t blocks_per_processor(std::int32_t /*shared_bytes*/) {
+    return 8;
+  }
 
  private:
   shunt::emulator::Machine* machine_;

@@ -74,7 +74,7 @@ struct Plan {
 };
 
 [[nodiscard]] std::int64_t plan_workspace_bytes(const PlanInput& input);
-/// Four kernels: count, prefix over tokens, prefix over experts, place. `workspace` is aligned to 16 bytes; its content is
+/// Three kernels: count, prefix over tokens and then experts, place. `workspace` is aligned to 16 bytes; its content is
 /// lost.
 void make_plan(const PlanInput& input, const Plan& plan, void* workspace, Stream stream,
                LaunchLimit limit = {});
