@@ -29,7 +29,9 @@ class NcclDevice : public CudaDevice {
   /// begin at 0.
   NcclNet connect(const SymmetricBuffer& memory, std::span<std::byte* const> /*peers*/, const Frame& frame) {
     disconnect();
-    const ncclDevCommRequirements needed = nccl::requirements(kSignalKinds * frame.num_ranks, true);
+    // The kernels' signals are numbered, and each stands for its own put alone.
+    const ncclDevCommRequirements needed =
+        nccl::requirements(kSignalKinds * frame.num_ranks, true, /*words=*/false);
     nccl::require("ncclDevCommCreate", ncclDevCommCreate(heap_.comm(), &needed, &comm_), heap_.comm());
     connected_ = true;
     require("cudaMalloc", cudaMalloc(&on_device_, sizeof comm_));

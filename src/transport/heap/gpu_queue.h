@@ -49,6 +49,7 @@ inline Preflight choose_gpu(const HeapOptions& options) {
   int mps = 0;
   found.shared_by_mps =
       cudaDeviceGetAttribute(&mps, cudaDevAttrMpsEnabled, ordinal) == cudaSuccess && mps != 0;
+  static_cast<void>(cudaGetLastError());  // drivers that do not know the attribute
 #endif
   return found;
 }
@@ -102,8 +103,15 @@ class GpuQueue {
     require_cuda("store_word", cudaGetLastError());
   }
   [[nodiscard]] std::uint64_t load(const std::byte* word) const {
-    require_cuda("cudaMemcpyAsync",
-                 cudaMemcpyAsync(seen_, word, sizeof *seen_, cudaMemcpyDeviceToHost, look_));
+    return look([&](cudaStream_t stream, std::uint64_t* seen) {
+      require_cuda("cudaMemcpyAsync",
+                   cudaMemcpyAsync(seen, word, sizeof *seen, cudaMemcpyDeviceToHost, stream));
+    });
+  }
+  /// What start(stream, seen) brings to `seen`, a word of the host that kernels reach too.
+  template <class Start>
+  [[nodiscard]] std::uint64_t look(const Start& start) const {
+    start(look_, seen_);
     require_cuda("cudaStreamSynchronize", cudaStreamSynchronize(look_));
     return *seen_;
   }

@@ -1,6 +1,7 @@
 #include "nccl/nccl_heap.h"
 
 #include <cstring>
+#include <string>
 #include <utility>
 
 namespace shunt::nccl {
@@ -35,6 +36,25 @@ __global__ void add_to_word(const __grid_constant__ ncclDevComm comm, std::int32
   gin.signal(ncclTeamWorld(comm), peer, AddToWord{window, offset, delta});
 }
 #endif
+
+/// "readSignal" for words of a window, and what it does where a version has it for numbered signals only.
+template <class Gin>
+__device__ std::uint64_t read_signal(const Gin& gin, ncclWindow_t window, std::size_t offset) {
+  if constexpr (requires { gin.readSignal(window, offset); }) {
+    return gin.readSignal(window, offset);
+  } else {
+    device::CudaContext context;
+    return context.load_acquire(device::Scope::system,
+                                static_cast<std::uint64_t*>(ncclGetLocalPointer(window, offset)));
+  }
+}
+
+/// One thread. Words that the network adds to are read by its own means, and only then is what came before them there.
+__global__ void read_word(const __grid_constant__ ncclDevComm comm, ncclWindow_t window, std::size_t offset,
+                          std::uint64_t* seen) {
+  const ncclGin gin(comm, 0);
+  *seen = read_signal(gin, window, offset);
+}
 
 /// One warp. Sources may be reused afterwards; what was put arrives without further calls.
 __global__ void flush_puts(const __grid_constant__ ncclDevComm comm) {
@@ -71,8 +91,16 @@ NcclHeap::NcclHeap(const heap::HeapOptions& options) : size_(options.size) {
                     built_for() + "; the loader finds " + description());
   }
   if (network_) {
-    const ncclDevCommRequirements needed = requirements(0, true);
-    require("ncclDevCommCreate", ncclDevCommCreate(comm_, &needed, &device_comm_), comm_);
+    // A network without signals that are words still carries puts, and kernels have numbered signals.
+    has_words_ = kHasWindowSignals;
+    ncclDevCommRequirements needed = requirements(0, true, has_words_);
+    ncclResult_t made = ncclDevCommCreate(comm_, &needed, &device_comm_);
+    if (made == ncclInvalidUsage && has_words_) {
+      has_words_ = false;
+      needed = requirements(0, true, has_words_);
+      made = ncclDevCommCreate(comm_, &needed, &device_comm_);
+    }
+    require("ncclDevCommCreate", made, comm_);
     has_device_comm_ = true;
   }
   heap::require_cuda("cudaMalloc", cudaMalloc(reinterpret_cast<void**>(&pointers_),
@@ -95,10 +123,11 @@ std::byte* NcclHeap::allocate(std::int32_t number, std::int64_t bytes) {
   // Registering is collective: a rank without memory must say so first, and here it cannot. HeapTransport has compared what
   // is free, so this fails only where memory is in pieces; the error ends the rank, and the others lose it.
   require("ncclMemAlloc", ncclMemAlloc(&slot.memory, static_cast<std::size_t>(bytes)), comm_);
+  slot.bytes = bytes;
   queue_->zero(static_cast<std::byte*>(slot.memory), bytes);
   require("ncclCommWindowRegister",
           ncclCommWindowRegister(comm_, slot.memory, static_cast<std::size_t>(bytes), &slot.window,
-                                 NCCL_WIN_COLL_SYMMETRIC),
+                                 window_flags(has_words_)),
           comm_);
   // Without symmetric memory the call succeeds and gives none ("Window Registration").
   if (slot.window == nullptr) {
@@ -152,6 +181,15 @@ void NcclHeap::put(std::int32_t peer, std::int32_t slot, std::int64_t offset, st
 }
 
 void NcclHeap::put_signal(std::int32_t peer, std::int32_t slot, std::int64_t offset, std::uint64_t value) {
+  if (!has_words_) {
+    throw Error(Errc::unavailable,
+                "transport nccl: a signal from the host to rank " + std::to_string(peer) +
+                    " across the network needs " +
+                    (kHasWindowSignals ? "a network plugin with strong signals at addresses of a window, and "
+                                         "this one has none"
+                                       : "NCCL 2.29.7, this build has " + built_for()) +
+                    "; signals of kernels do not");
+  }
 #if NCCL_VERSION_CODE >= 22907
   queue_->enter();
   std::uint64_t& last = words_[{slot, peer, offset}];
@@ -162,14 +200,20 @@ void NcclHeap::put_signal(std::int32_t peer, std::int32_t slot, std::int64_t off
   static_cast<void>(slot);
   static_cast<void>(offset);
   static_cast<void>(value);
-  throw Error(Errc::unavailable, "transport nccl: a signal from the host to rank " + std::to_string(peer) +
-                                     " across the network needs NCCL 2.29.7, this build has " + built_for() +
-                                     "; signals of kernels do not");
 #endif
 }
 
 std::uint64_t NcclHeap::load_signal(const std::byte* word) {
   queue_->enter();
+  for (const Slot& slot : slots_) {
+    const std::byte* const memory = static_cast<const std::byte*>(slot.memory);
+    if (!has_words_ || memory == nullptr || word < memory || word >= memory + slot.bytes) continue;
+    return queue_->look([&](cudaStream_t stream, std::uint64_t* seen) {
+      read_word<<<1, 1, 0, stream>>>(device_comm_, slot.window, static_cast<std::size_t>(word - memory),
+                                     seen);
+      heap::require_cuda("read_word", cudaGetLastError());
+    });
+  }
   return queue_->load(word);
 }
 

@@ -45,12 +45,14 @@ class NcclHeap final : public heap::SymmetricHeap {
  private:
   struct Slot {
     void* memory = nullptr;
+    std::int64_t bytes = 0;
     ncclWindow_t window = nullptr;
     std::vector<std::byte*> peers = {};  ///< [R]; null: not of the LSA team
   };
 
   std::int32_t size_;
-  bool network_ = false;  ///< Some rank is outside the LSA team
+  bool network_ = false;    ///< Some rank is outside the LSA team
+  bool has_words_ = false;  ///< Words of windows are signals over the network
   std::unique_ptr<heap::GpuQueue> queue_;
   ncclComm_t comm_ = nullptr;
   ncclDevComm device_comm_{};
