@@ -66,6 +66,15 @@ struct AllToAll::Impl {
   void begin_call(Stage wanted, const char* call);
   template <Half half>
   void use(Sent<half>& sent, const AllToAll* owner, const char* call) const;
+  /// Adds rank and call to what is said about a launch that failed.
+  template <class Body>
+  void launch(const char* call, const Body& body) const {
+    try {
+      body();
+    } catch (const Error& error) {
+      throw Error(error.code(), fmt::format("rank {}: {}: {}", transport.world().rank, call, error.what()));
+    }
+  }
   void check();
   /// What kernels have written there as an error, or nothing.
   [[nodiscard]] std::optional<Error> error_in(detail::Finding& finding) const;
@@ -273,7 +282,11 @@ void AllToAll::Impl::recover(const Error& loss) {
   // Dead unless everything below succeeds: what throws here may leave ranks with different memory.
   stage = Stage::dead;
   // A kernel that waits ends at its deadline, and those behind it, which could wait as long, do nothing then.
-  engine->wait_idle(2 * config.deadline);
+  try {
+    engine->wait_idle(2 * config.deadline);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}; then {}", loss.what(), error.what()), loss.peer());
+  }
   const auto deadline = std::min<std::chrono::milliseconds>(kSetupDeadline, 2 * config.deadline);
   Error last = loss;
   std::int64_t highest = completed();
@@ -333,7 +346,7 @@ Sent<Half::dispatch> AllToAll::dispatch_send(const TokenInput& input, const Expe
   Impl& s = *impl_;
   s.begin_call(Stage::idle, "dispatch_send");
   detail::check_tokens(s.config, s.transport.world().rank, input, ids);
-  s.engine->dispatch_send(s.frame, {input, ids, s.options.limit}, stream);
+  s.launch("dispatch_send", [&] { s.engine->dispatch_send(s.frame, {input, ids, s.options.limit}, stream); });
   s.num_tokens = input.num_tokens;
   s.stage = Stage::dispatch_sent;
   return {this, ++s.calls};
@@ -343,7 +356,7 @@ Received AllToAll::dispatch_recv(Sent<Half::dispatch>&& sent, Stream stream) {
   Impl& s = *impl_;
   s.begin_call(Stage::dispatch_sent, "dispatch_recv");
   s.use(sent, this, "dispatch_recv");
-  s.engine->dispatch_recv(s.frame, {s.options.limit}, stream);
+  s.launch("dispatch_recv", [&] { s.engine->dispatch_recv(s.frame, {s.options.limit}, stream); });
   sent.owner_ = nullptr;
   s.stage = Stage::dispatched;
   return received();
@@ -378,7 +391,7 @@ Sent<Half::combine> AllToAll::combine_send(const DeviceRows& results, Stream str
   Impl& s = *impl_;
   s.begin_call(Stage::dispatched, "combine_send");
   detail::check_results(s.config, s.transport.world().rank, results, s.max_rows > 0);
-  s.engine->combine_send(s.frame, {results, s.options.limit}, stream);
+  s.launch("combine_send", [&] { s.engine->combine_send(s.frame, {results, s.options.limit}, stream); });
   s.stage = Stage::combine_sent;
   return {this, ++s.calls};
 }
@@ -389,7 +402,9 @@ void AllToAll::combine_recv(Sent<Half::combine>&& sent, const Weights& weights, 
   s.begin_call(Stage::combine_sent, "combine_recv");
   s.use(sent, this, "combine_recv");
   detail::check_sum(s.config, s.transport.world().rank, weights, out, s.num_tokens, accumulate);
-  s.engine->combine_recv(s.frame, {weights, out, s.num_tokens, accumulate, s.options.limit}, stream);
+  s.launch("combine_recv", [&] {
+    s.engine->combine_recv(s.frame, {weights, out, s.num_tokens, accumulate, s.options.limit}, stream);
+  });
   sent.owner_ = nullptr;
   s.stage = Stage::idle;
 }
