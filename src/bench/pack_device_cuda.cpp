@@ -7,16 +7,11 @@
 
 #include <shunt/core/error.h>
 
+#include "gpu/cuda_check.h"
 #include "pack_device.h"
 
 namespace shunt::bench {
 namespace {
-
-void require(const char* what, cudaError_t error) {
-  if (error == cudaSuccess) return;
-  throw Error(error == cudaErrorMemoryAllocation ? Errc::out_of_memory : Errc::internal,
-              fmt::format("{}: {}", what, cudaGetErrorString(error)));
-}
 
 /// The current device and a stream of its own.
 class CudaPackDevice final : public PackDevice {
@@ -25,7 +20,7 @@ class CudaPackDevice final : public PackDevice {
       : limit_(limit), stream_(stream), own_(stream == nullptr) {
     const std::string reason = cuda::unavailable_reason();
     if (!reason.empty()) throw Error(Errc::unavailable, "CUDA kernels cannot run: " + reason);
-    if (own_) require("cudaStreamCreate", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    if (own_) cuda_require("cudaStreamCreate", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   ~CudaPackDevice() override {
     cudaStreamSynchronize(stream_);
@@ -42,10 +37,10 @@ class CudaPackDevice final : public PackDevice {
     int runtime = 0;
     int driver = 0;
     cudaDeviceProp properties{};
-    require("cudaGetDevice", cudaGetDevice(&device));
-    require("cudaGetDeviceProperties", cudaGetDeviceProperties(&properties, device));
-    require("cudaRuntimeGetVersion", cudaRuntimeGetVersion(&runtime));
-    require("cudaDriverGetVersion", cudaDriverGetVersion(&driver));
+    cuda_require("cudaGetDevice", cudaGetDevice(&device));
+    cuda_require("cudaGetDeviceProperties", cudaGetDeviceProperties(&properties, device));
+    cuda_require("cudaRuntimeGetVersion", cudaRuntimeGetVersion(&runtime));
+    cuda_require("cudaDriverGetVersion", cudaDriverGetVersion(&driver));
     return fmt::format(
         "{}, {} SMs, compute capability {}.{}, L2 {} MiB; CUDA runtime {}.{}, driver for {}.{}",
         properties.name, properties.multiProcessorCount, properties.major, properties.minor,
@@ -54,26 +49,26 @@ class CudaPackDevice final : public PackDevice {
   [[nodiscard]] std::int64_t free_bytes() const override {
     std::size_t free = 0;
     std::size_t total = 0;
-    require("cudaMemGetInfo", cudaMemGetInfo(&free, &total));
+    cuda_require("cudaMemGetInfo", cudaMemGetInfo(&free, &total));
     return static_cast<std::int64_t>(free);
   }
   [[nodiscard]] void* allocate(std::int64_t bytes) override {
     void* data = nullptr;
     const auto size = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1));
-    require("cudaMalloc", cudaMalloc(&data, size));
+    cuda_require("cudaMalloc", cudaMalloc(&data, size));
     memory_.push_back(data);
-    require("cudaMemset", cudaMemsetAsync(data, 0, size, stream_));
+    cuda_require("cudaMemset", cudaMemsetAsync(data, 0, size, stream_));
     return data;
   }
   void write(void* to, const void* from, std::int64_t bytes) override {
-    require("cudaMemcpy",
-            cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream_));
-    require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
+    cuda_require("cudaMemcpy",
+                 cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream_));
+    cuda_require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
   }
   void read(void* to, const void* from, std::int64_t bytes) override {
-    require("cudaMemcpy",
-            cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
-    require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
+    cuda_require("cudaMemcpy",
+                 cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream_));
+    cuda_require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
   }
   void make_plan(const cuda::PlanInput& input, const cuda::Plan& plan, void* workspace) override {
     cuda::make_plan(input, plan, workspace, stream_, limit_);
@@ -82,11 +77,11 @@ class CudaPackDevice final : public PackDevice {
   void scatter(const cuda::Scatter& scatter) override { cuda::scatter(scatter, stream_, limit_); }
   void combine(const cuda::Combine& combine) override { cuda::combine(combine, stream_, limit_); }
   void copy(void* to, const void* from, std::int64_t bytes) override {
-    require("cudaMemcpy",
-            cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, stream_));
+    cuda_require("cudaMemcpy", cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes),
+                                               cudaMemcpyDeviceToDevice, stream_));
   }
   void fill(void* to, int value, std::int64_t bytes) override {
-    require("cudaMemset", cudaMemsetAsync(to, value, static_cast<std::size_t>(bytes), stream_));
+    cuda_require("cudaMemset", cudaMemsetAsync(to, value, static_cast<std::size_t>(bytes), stream_));
   }
   void touch(const GpuTouch& touch) override { touch_on_stream(touch, stream_); }
 
@@ -94,25 +89,26 @@ class CudaPackDevice final : public PackDevice {
                                             std::int64_t iterations, bool cold) override {
     while (static_cast<std::int64_t>(events_.size()) < iterations) {
       events_.emplace_back();
-      require("cudaEventCreate", cudaEventCreate(&events_.back().first));
-      require("cudaEventCreate", cudaEventCreate(&events_.back().second));
+      cuda_require("cudaEventCreate", cudaEventCreate(&events_.back().first));
+      cuda_require("cudaEventCreate", cudaEventCreate(&events_.back().second));
     }
     if (cold && other_ == nullptr) other_ = allocate(kFlushBytes);
     for (std::int64_t i = -warmup; i < iterations; ++i) {
       if (cold)
-        require("cudaMemset", cudaMemsetAsync(other_, static_cast<int>(i & 0x7f), kFlushBytes, stream_));
+        cuda_require("cudaMemset", cudaMemsetAsync(other_, static_cast<int>(i & 0x7f), kFlushBytes, stream_));
       if (i >= 0)
-        require("cudaEventRecord", cudaEventRecord(events_[static_cast<std::size_t>(i)].first, stream_));
+        cuda_require("cudaEventRecord", cudaEventRecord(events_[static_cast<std::size_t>(i)].first, stream_));
       work();
       if (i >= 0)
-        require("cudaEventRecord", cudaEventRecord(events_[static_cast<std::size_t>(i)].second, stream_));
+        cuda_require("cudaEventRecord",
+                     cudaEventRecord(events_[static_cast<std::size_t>(i)].second, stream_));
     }
-    require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
+    cuda_require("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
     std::vector<double> samples;
     for (std::int64_t i = 0; i < iterations; ++i) {
       const auto& [begin, end] = events_[static_cast<std::size_t>(i)];
       float ms = 0;
-      require("cudaEventElapsedTime", cudaEventElapsedTime(&ms, begin, end));
+      cuda_require("cudaEventElapsedTime", cudaEventElapsedTime(&ms, begin, end));
       samples.push_back(1e3 * static_cast<double>(ms));
     }
     return samples;

@@ -149,6 +149,8 @@ class CublasLtGemm final : public Gemm {
       store_element(shape_.dtype, bytes.data(), i, gemm_element(matrix, i));
     void* const data = allocate(bytes.size());
     cuda_require("cudaMemcpy", cudaMemcpy(data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+    // Pageable memory may still be on its way when a copy returns, and the rank's stream does not wait for it.
+    cuda_require("cudaStreamSynchronize", cudaStreamSynchronize(nullptr));
     return data;
   }
 

@@ -80,6 +80,7 @@ class CudaStream final : public GpuStream {
       const cudaError_t state = cudaStreamQuery(stream_);
       if (state == cudaSuccess) break;
       if (state != cudaErrorNotReady) cuda_require("work on the stream", state);
+      static_cast<void>(cudaGetLastError());  // no error, but the next launch would take it for one
       if (Clock::now() > until)
         throw Error(Errc::timeout,
                     fmt::format("the GPU did not come to the end of a phase within {} ms", deadline.count()));

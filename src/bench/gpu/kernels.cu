@@ -31,7 +31,9 @@ __global__ void gate(std::uint64_t* words, std::uint64_t epoch, std::uint64_t pa
 }
 
 void require(const char* what, cudaError_t error) {
-  if (error != cudaSuccess) throw Error(Errc::internal, std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());
+  throw Error(Errc::internal, std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 }  // namespace

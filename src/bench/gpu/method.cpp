@@ -2,7 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 #include <utility>
+
+#include <fmt/format.h>
+
+#include <shunt/core/error.h>
 
 namespace shunt::bench {
 namespace {
@@ -49,7 +54,7 @@ GpuMethod::GpuMethod(const MethodContext& context, std::shared_ptr<GpuRank> rank
 }
 
 void GpuMethod::run_phase(std::int32_t phase, const std::function<void()>& work) {
-  run_or_abort(phase, work, device_only_);
+  run_or_abort([&] { phases_.run(phase, work, device_only_); });
   // An iteration begins with its dispatch; combine adds its parts to those.
   if (phase == 0) inner_.fill(-1);
   const InnerTimes& parts = phases_.inner_times();
@@ -59,20 +64,36 @@ void GpuMethod::run_phase(std::int32_t phase, const std::function<void()>& work)
   span_ = {.begin_ns = 0, .end_ns = std::max<std::int64_t>(1, std::llround(phases_.last_us() * 1e3))};
 }
 
-void GpuMethod::run_or_abort(std::int32_t phase, const std::function<void()>& work, bool device_only) {
-  try {
-    phases_.run(phase, work, device_only);
-  } catch (...) {
+void GpuMethod::run_or_abort(const std::function<void()>& work) {
+  const auto abort = [this] {
     for (const auto& exchange : rank_->exchanges)
       if (exchange != nullptr) exchange->abort();
+  };
+  try {
+    work();
+  } catch (const Error& error) {
+    abort();
+    // They know for whom they waited.
+    if (error.code() == Errc::timeout) check_kernels();
+    const std::string name = fmt::format("rank {}: ", id_);
+    if (std::string_view(error.what()).starts_with(name)) throw;
+    throw Error(error.code(), name + error.what(), error.peer());
+  } catch (...) {
+    abort();
     throw;
   }
 }
 
+void GpuMethod::ready() {
+  run_or_abort([this] { phases_.settle(); });
+}
+
 void GpuMethod::touch() {
   // Its own phase is on the device alone, whatever the halves are.
-  run_or_abort(
-      kTouchPhase, [this] { device_->touch(rows()); }, true);
+  run_or_abort([this] {
+    phases_.run(
+        kTouchPhase, [this] { device_->touch(rows()); }, true);
+  });
   span_ = {.begin_ns = 0, .end_ns = std::max<std::int64_t>(1, std::llround(phases_.last_us() * 1e3))};
 }
 
@@ -99,14 +120,15 @@ ArrivedRows GpuMethod::arrived() const {
     device_->read(pointers.data(), from.row_pointers, from.max_rows * std::int64_t{sizeof(void*)});
   if (!scale_pointers.empty())
     device_->read(scale_pointers.data(), from.scale_pointers, from.max_rows * std::int64_t{sizeof(void*)});
+  const bool dense = pointers.empty() && from.rows.stride_bytes == row_bytes;
   for (std::size_t i = 0; i < where.size();) {
     // Rows that lie together are read together.
     std::size_t end = i + 1;
-    while (pointers.empty() && end < where.size() && where[end] == where[end - 1] + 1) ++end;
+    while (dense && end < where.size() && where[end] == where[end - 1] + 1) ++end;
     const auto rows = static_cast<std::int64_t>(end - i);
-    const void* const data = pointers.empty()
-                                 ? static_cast<const std::byte*>(from.rows.data) + where[i] * row_bytes
-                                 : pointers[at(where[i])];
+    const void* const data =
+        pointers.empty() ? static_cast<const std::byte*>(from.rows.data) + where[i] * from.rows.stride_bytes
+                         : pointers[at(where[i])];
     if (data == nullptr) return found;
     device_->read(row_copy_.data() + i * at(row_bytes), data, rows * row_bytes);
     if (scale_bytes > 0) {

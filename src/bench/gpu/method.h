@@ -22,7 +22,7 @@ class GpuMethod : public SplitMethod {
   void run_phase(std::int32_t phase, const std::function<void()>& work) final;
   [[nodiscard]] void* stream() const noexcept final { return rank_->stream->handle(); }
   [[nodiscard]] Span own_span() const noexcept final { return span_; }
-  void ready() final { phases_.settle(); }
+  void ready() final;
   void dispatch_send() final {
     start_dispatch();
     phases_.mark(Inner::dispatch_send, GpuPhases::Kind::half);
@@ -49,6 +49,8 @@ class GpuMethod : public SplitMethod {
   virtual void finish_dispatch() = 0;
   virtual void start_combine() = 0;
   virtual void finish_combine() = 0;
+  /// Throws what kernels have found that explains why work did not end.
+  virtual void check_kernels() {}
   /// Where the rows are after dispatch, and where results go.
   [[nodiscard]] virtual GpuTouch rows() const = 0;
 
@@ -90,8 +92,9 @@ class GpuMethod : public SplitMethod {
   std::byte* out_ = nullptr;            ///< [T, H] of out_dtype
 
  private:
-  /// Runs a phase; where it fails, what peers may wait in is ended, so that nothing waits for it.
-  void run_or_abort(std::int32_t phase, const std::function<void()>& work, bool device_only);
+  /// Runs `work`; where it fails, what peers may wait in is ended, so that nothing waits for it, and the error names the
+  /// rank.
+  void run_or_abort(const std::function<void()>& work);
 
   Span span_{};
   mutable std::vector<std::byte> out_copy_, row_copy_;

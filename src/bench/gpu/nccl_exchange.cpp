@@ -5,6 +5,8 @@
 #include <nccl.h>
 
 #include <cstring>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -59,22 +61,29 @@ const Nccl& nccl() {
   return library;
 }
 
+std::string text_of(const char* what, ncclResult_t result) {
+  return fmt::format("{}: {}", what, nccl().error_string(result));
+}
+
 void require(const char* what, ncclResult_t result) {
-  if (result != ncclSuccess)
-    throw Error(Errc::internal, fmt::format("{}: {}", what, nccl().error_string(result)));
+  if (result != ncclSuccess) throw Error(Errc::internal, text_of(what, result));
 }
 
 /// What ranks tell each other before NCCL is asked: it refuses to serve two ranks on one GPU.
 struct Note {
   ncclUniqueId id{};
-  char device[64] = {};  ///< Address on the PCI bus, and the machine
+  char device[64] = {};    ///< Address on the PCI bus, and the machine
+  char failure[300] = {};  ///< Why this rank cannot go on
 };
 
 class NcclExchange final : public GpuExchange {
  public:
   NcclExchange(const MethodContext& context, const ncclUniqueId& id)
       : ranks_(context.transport.world().size) {
-    require("ncclCommInitRank", nccl().comm_init_rank(&comm_, ranks_, id, context.transport.world().rank));
+    // NCCL may be there and yet not start (no interface, an old driver): its methods are left out then, and others go on.
+    const std::int32_t rank = context.transport.world().rank;
+    if (const ncclResult_t made = nccl().comm_init_rank(&comm_, ranks_, id, rank); made != ncclSuccess)
+      throw Error(Errc::unavailable, fmt::format("rank {}: {}", rank, text_of("ncclCommInitRank", made)));
   }
   ~NcclExchange() override {
     if (comm_ != nullptr) nccl().comm_destroy(comm_);
@@ -119,14 +128,22 @@ std::unique_ptr<GpuExchange> make_nccl_exchange(const MethodContext& context) {
   const std::unique_ptr<Collectives> ranks =
       context.transport.make_collectives(sizeof(Note), Clock::now() + deadline);
   Note mine;
-  if (world.rank == 0) require("ncclGetUniqueId", nccl().get_unique_id(&mine.id));
-  int device = 0;
-  char bus[20] = {};
-  cuda_require("cudaGetDevice", cudaGetDevice(&device));
-  cuda_require("cudaDeviceGetPCIBusId", cudaDeviceGetPCIBusId(bus, sizeof bus, device));
-  fmt::format_to_n(mine.device, sizeof mine.device - 1, "{} of node {}", bus, world.node);
+  // A rank that fails here tells the others, which would wait for it.
+  try {
+    int device = 0;
+    char bus[20] = {};
+    cuda_require("cudaGetDevice", cudaGetDevice(&device));
+    cuda_require("cudaDeviceGetPCIBusId", cudaDeviceGetPCIBusId(bus, sizeof bus, device));
+    fmt::format_to_n(mine.device, sizeof mine.device - 1, "{} of node {}", bus, world.node);
+    if (world.rank == 0) require("ncclGetUniqueId", nccl().get_unique_id(&mine.id));
+  } catch (const Error& error) {
+    std::string_view(error.what()).copy(mine.failure, sizeof mine.failure - 1);
+  }
   std::vector<Note> all(static_cast<std::size_t>(world.size));
   ranks->allgather(&mine, sizeof mine, all.data(), deadline);
+  for (std::size_t rank = 0; rank < all.size(); ++rank)
+    if (all[rank].failure[0] != '\0')
+      throw Error(Errc::unavailable, fmt::format("rank {}: {}", rank, all[rank].failure));
   for (std::size_t b = 0; b < all.size(); ++b)
     for (std::size_t a = 0; a < b; ++a)
       if (std::strcmp(all[a].device, all[b].device) == 0)

@@ -341,6 +341,39 @@ class GpuPackedMethod final : public GpuMethod {
   std::vector<ReceivePiece> receives_;
 };
 
+/// Device memory that GpuPackedMethod allocates on a rank for rows.
+std::int64_t packed_bytes(const Workload& workload, const PackedWay& way, std::int32_t rank) {
+  const Point& point = workload.point();
+  const std::int64_t row = workload.row_bytes() + workload.scale_bytes();
+  const std::int64_t out = workload.out_row_bytes();
+  const std::int64_t sent =
+      way.padded ? std::int64_t{point.num_experts} * point.tokens : point.tokens * point.top_k;
+  const std::int64_t received =
+      way.padded ? std::int64_t{point.ranks} * workload.partition().count(rank) * point.tokens
+                 : workload.arriving_rows(rank);
+  return sent * (row + 4 + out) + received * (2 * (row + out) + 4);
+}
+
+/// Collective. Errors: out_of_memory on every rank where one of them has less than it needs, before any of them has begun
+/// to allocate: some allocations are collective, and a rank that fails alone would be waited for.
+void agree_on_memory(const MethodContext& context, GpuRank& rank, const PackedWay& way) {
+  struct Note {
+    std::int64_t needed;
+    std::int64_t free;
+  };
+  const World& world = context.transport.world();
+  const Note mine{packed_bytes(context.workload, way, world.rank), rank.stream->make_device()->free_bytes()};
+  std::vector<Note> all(at(world.size));
+  const std::unique_ptr<Collectives> ranks =
+      context.transport.make_collectives(sizeof mine, Clock::now() + context.settings.deadline);
+  ranks->allgather(&mine, sizeof mine, all.data(), context.settings.deadline);
+  for (std::size_t r = 0; r < all.size(); ++r)
+    if (all[r].free > 0 && all[r].needed > all[r].free)
+      throw Error(Errc::out_of_memory,
+                  fmt::format("rank {}: its rows need {} bytes of device memory, {} are free", r,
+                              all[r].needed, all[r].free));
+}
+
 /// The bytes that move, copied from here to here.
 class GpuCopyMethod final : public GpuMethod {
  public:
@@ -397,6 +430,7 @@ std::unique_ptr<Method> make_gpu_packed_method(const MethodContext& context, Gpu
   const std::shared_ptr<GpuRank> rank = ranks.find(context);
   // Collective, so before anything that may fail on one rank alone.
   static_cast<void>(ranks.exchange(context, *rank, way.carrier));
+  agree_on_memory(context, *rank, way);
   return std::make_unique<GpuPackedMethod>(context, ranks, rank, terms, way);
 }
 

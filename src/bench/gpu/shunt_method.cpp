@@ -32,8 +32,9 @@ class GpuShuntMethod final : public GpuMethod {
         received_(all_to_all_.received()) {
     const cuda::DeviceRows buffer = all_to_all_.token_buffer();
     sent_from_ = tokens_;
-    // Where peers cannot be stored to, tokens that lie in the object's own memory spare a copy, as on the CPU.
-    if (buffer.data == nullptr || num_tokens_ == 0) return;
+    // Where peers cannot be stored to, tokens that lie in the object's own memory spare a copy, as on the CPU. Rows that
+    // the object rounds up to 16 bytes are not as the layer before leaves them, and have to be copied.
+    if (buffer.data == nullptr || num_tokens_ == 0 || buffer.stride_bytes != workload_.row_bytes()) return;
     device_->copy(buffer.data, tokens_, num_tokens_ * workload_.row_bytes());
     rank_->stream->synchronize(deadline_);
     sent_from_ = static_cast<std::byte*>(buffer.data);
@@ -82,6 +83,9 @@ class GpuShuntMethod final : public GpuMethod {
   }
   /// What kernels have found: a lost peer, ids out of range.
   void end_block() override { all_to_all_.check(); }
+
+ protected:
+  void check_kernels() override { all_to_all_.check(); }
 
  private:
   bool empty_;

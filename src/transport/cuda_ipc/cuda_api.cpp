@@ -17,7 +17,10 @@ namespace shunt::cuda_ipc {
 namespace {
 
 void check(cudaError_t result, const char* what, Errc code = Errc::internal) {
-  if (result != cudaSuccess) throw Error(code, fmt::format("{}: {}", what, cudaGetErrorString(result)));
+  if (result == cudaSuccess) return;
+  // Else the next launch of this thread would find it.
+  static_cast<void>(cudaGetLastError());
+  throw Error(code, fmt::format("{}: {}", what, cudaGetErrorString(result)));
 }
 
 [[nodiscard]] DeviceId id_of(const cudaDeviceProp& properties) {
