@@ -2,6 +2,7 @@
 // threads that share the GPU. Skipped with the reason where there is none.
 #include <cuda_runtime_api.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -84,18 +85,76 @@ TEST(AllToAllCudaGpuFlightTest, VoidsAStepAmongOthersOnEveryRank) {
       },
       [](Members& members) {
         for (auto& member : members) {
-          try {
-            member->object(0).check();
-            ADD_FAILURE() << "no error, although rank 1 brought an id outside";
-          } catch (const shunt::Error& error) {
-            EXPECT_EQ(error.code(), shunt::Errc::invalid_argument);
-            EXPECT_THAT(error.what(),
-                        HasSubstr("dispatch step 2: rank 1 brought token 1, k 1: expert id 12 is outside"));
-          }
+          const auto found = member->finding();
+          if (!found.has_value()) throw std::runtime_error("no error, although rank 1 brought an id outside");
+          EXPECT_EQ(found->code(), shunt::Errc::invalid_argument);
+          EXPECT_THAT(found->what(),
+                      HasSubstr("dispatch step 2: rank 1 brought token 1, k 1: expert id 12 is outside"));
           EXPECT_NO_THROW(member->object(0).check());
           member->memory(kVoid, 0).step.live = 0;  // so that nothing of its output may have been written
         }
       });
+}
+
+TEST(AllToAllCudaGpuFlightTest, GoesOnWithoutARankThatStopped) {
+  if (const std::string reason = missing(); !reason.empty()) GTEST_SKIP() << reason;
+  static constexpr std::int32_t kRanks = 3;
+  static constexpr std::int32_t kLost = 2;
+  static constexpr std::size_t kDone = 2;  // steps of all; one more is begun without the lost rank
+  shunt::AllToAllConfig config = ReplayStep::config(Member::kExperts);
+  config.on_peer_loss = shunt::PeerLoss::mask;
+  config.deadline = std::chrono::seconds(2);
+  Members members(kRanks);
+  const auto survivors = [&](const std::function<void(Member&)>& body) {
+    for (std::int32_t rank = 0; rank < kRanks; ++rank)
+      if (rank != kLost) body(*members[at(rank)]);
+  };
+  run_phases(kRanks,
+             {{.each =
+                   [&](std::int32_t rank, shunt::Transport& transport) {
+                     members[at(rank)] = std::make_unique<Member>(transport, 1, kDone + 1, config);
+                   },
+               .alone = {}},
+              {.each = {},
+               .alone =
+                   [&] {
+                     for (auto& member : members) member->queue(0, kDone);
+                     for (auto& member : members) member->finish();
+                     for (auto& member : members) member->check_outputs(0, kDone);
+                     survivors([](Member& member) { member.queue(kDone, kDone + 1); });
+                     survivors([](Member& member) { member.finish(); });
+                   }},
+              {.each =
+                   [&](std::int32_t rank, shunt::Transport&) {
+                     if (rank == kLost) return;
+                     const auto found = members[at(rank)]->finding();
+                     if (!found.has_value() || found->code() != shunt::Errc::peer_masked)
+                       throw std::runtime_error("rank " + std::to_string(rank) + ": " +
+                                                (found ? found->what() : "nobody was masked"));
+                     EXPECT_THAT(found->what(),
+                                 HasSubstr("step 3 is to be repeated from dispatch_send, without "
+                                           "rank 2 (2 of 3 ranks go on)"));
+                   },
+               .alone = {}},
+              {.each = {},
+               .alone =
+                   [&] {
+                     survivors([](Member& member) { member.queue(kDone, kDone + 1); });
+                     survivors([](Member& member) { member.finish(); });
+                     survivors([](Member& member) {
+                       member.object(0).check();
+                       EXPECT_EQ(member.object(0).alive()[kLost], 0);
+                       EXPECT_EQ(member.object(0).steps_completed(), 3);
+                       // Experts of the lost rank contribute nothing.
+                       for (std::int32_t& id : member.memory(kDone, 0).step.ids)
+                         if (id >= kLost * Member::kExperts / kRanks) id = -1;
+                       member.check_outputs(kDone, kDone + 1);
+                     });
+                   }},
+              {.each = [&](std::int32_t rank, shunt::Transport&) { members[at(rank)].reset(); },
+               .alone = {},
+               .always = true}},
+             "cuda_ipc");
 }
 
 /// Device memory, zeroed.

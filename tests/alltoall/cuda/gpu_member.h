@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include <shunt/alltoall/cuda.h>
+#include <shunt/core/error.h>
 #include <shunt/transport/transport.h>
 
 #include "gpu_memory.h"
@@ -23,11 +25,12 @@ class Member {
   static constexpr std::int32_t kExperts = 9;
 
   /// Collective.
-  Member(shunt::Transport& transport, std::int32_t num_objects, std::int32_t num_steps)
+  Member(shunt::Transport& transport, std::int32_t num_objects, std::int32_t num_steps,
+         const shunt::AllToAllConfig& config = ReplayStep::config(kExperts))
       : rank_(transport.world().rank) {
     for (std::int32_t i = 0; i < num_objects; ++i)
-      objects_.push_back(std::make_unique<shunt::cuda::AllToAll>(transport, ReplayStep::config(kExperts),
-                                                                 shunt::cuda::AllToAllOptions{}));
+      objects_.push_back(
+          std::make_unique<shunt::cuda::AllToAll>(transport, config, shunt::cuda::AllToAllOptions{}));
     for (std::int32_t i = 0; i < num_objects * num_steps; ++i) {
       SharedStep& memory = steps_.emplace_back();
       memory.step.fill(static_cast<std::uint64_t>(i), rank_, kExperts);
@@ -42,16 +45,20 @@ class Member {
   }
 
   /// The four calls of every step, each for one object after the other.
-  void queue() {
+  void queue() { queue(0, steps_.size() / objects_.size()); }
+  /// Those of the steps from `first` to before `end`.
+  void queue(std::size_t first, std::size_t end) {
     const cudaStream_t stream = stream_.get();
-    for (std::size_t step = 0; step * objects_.size() < steps_.size(); ++step) {
+    for (std::size_t step = first; step < end; ++step) {
       std::vector<shunt::cuda::Sent<shunt::Half::dispatch>> sent;
       std::vector<shunt::cuda::Sent<shunt::Half::combine>> returned;
       std::vector<shunt::cuda::DeviceRows> results;
       for (std::size_t i = 0; i < objects_.size(); ++i)
-        sent.push_back(objects_[i]->dispatch_send(memory(step, i).tokens(), memory(step, i).ids(), stream));
+        sent.push_back(ahead([&] {
+          return objects_[i]->dispatch_send(memory(step, i).tokens(), memory(step, i).ids(), stream);
+        }));
       for (std::size_t i = 0; i < objects_.size(); ++i) {
-        const auto received = objects_[i]->dispatch_recv(std::move(sent[i]), stream);
+        const auto received = ahead([&] { return objects_[i]->dispatch_recv(std::move(sent[i]), stream); });
         results.push_back(received.rows);
         if (step % 2 == 0) continue;
         results.back() = objects_[i]->expert_output();
@@ -61,26 +68,54 @@ class Member {
                                   cudaMemcpyDeviceToDevice, stream));
       }
       for (std::size_t i = 0; i < objects_.size(); ++i)
-        returned.push_back(objects_[i]->combine_send(results[i], stream));
+        returned.push_back(ahead([&] { return objects_[i]->combine_send(results[i], stream); }));
       for (std::size_t i = 0; i < objects_.size(); ++i)
-        objects_[i]->combine_recv(std::move(returned[i]), memory(step, i).weights(), memory(step, i).out(),
-                                  stream);
+        ahead([&] {
+          objects_[i]->combine_recv(std::move(returned[i]), memory(step, i).weights(), memory(step, i).out(),
+                                    stream);
+        });
     }
   }
   void finish() { require(cudaStreamSynchronize(stream_.get())); }
+  /// What a step was void for: as a call threw it while later steps were queued, or as check() says now; or nothing.
+  [[nodiscard]] std::optional<shunt::Error> finding() {
+    for (const auto& object : objects_) {
+      if (found_.has_value()) break;
+      try {
+        object->check();
+      } catch (const shunt::Error& error) {
+        found_ = error;
+      }
+    }
+    return std::exchange(found_, std::nullopt);
+  }
   /// Throws where an output is not what it must be.
-  void check_outputs() {
-    for (std::size_t i = 0; i < steps_.size(); ++i) {
+  void check_outputs() { check_outputs(0, steps_.size() / objects_.size()); }
+  void check_outputs(std::size_t first, std::size_t end) {
+    for (std::size_t i = first * objects_.size(); i < end * objects_.size(); ++i) {
       steps_[i].fetch();
       steps_[i].step.check(i, rank_);
     }
   }
 
  private:
+  /// A call tells of an earlier step as soon as the GPU has said that it is void, launches nothing then, and is made again.
+  template <class Call>
+  auto ahead(const Call& call) -> decltype(call()) {
+    try {
+      return call();
+    } catch (const shunt::Error& error) {
+      if (found_.has_value() || error.code() != shunt::Errc::invalid_argument) throw;
+      found_ = error;
+    }
+    return call();
+  }
+
   std::int32_t rank_;
   OwnStream stream_;
   std::vector<std::unique_ptr<shunt::cuda::AllToAll>> objects_;
   std::deque<SharedStep> steps_;
+  std::optional<shunt::Error> found_;
 };
 
 }  // namespace gpu

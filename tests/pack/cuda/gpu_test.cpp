@@ -32,6 +32,8 @@ class Gpu {
     for (const Copy& copy : copies_) std::memcpy(host_.data() + copy.at, copy.region.data, copy.region.bytes);
     require(cudaMalloc(&device_, end));
     require(cudaMemcpy(device_, host_.data(), end, cudaMemcpyHostToDevice));
+    // Pageable memory may still be on its way when a copy returns, and a non-blocking stream does not wait for it.
+    require(cudaStreamSynchronize(nullptr));
     require(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   ~Gpu() {
