@@ -36,6 +36,7 @@ bench: build ## Run the whole published benchmark: 2, 4 and 8 ranks, both models
 
 .PHONY: gpu-test
 gpu-test: ## Build with CUDA and run the tests for GPUs; they skip, with the reason, where there is no GPU
+	@scripts/install-dependencies demo test
 	cmake --preset cuda
 	cmake --build --preset cuda --target gpu_tests
 	ctest --preset gpu --verbose
@@ -43,6 +44,7 @@ gpu-test: ## Build with CUDA and run the tests for GPUs; they skip, with the rea
 
 .PHONY: gpu-bench
 gpu-bench: ## Build with CUDA and measure packing, alltoall and overlap on a GPU (8 minutes); without one, the CPU
+	@scripts/install-dependencies demo test
 	cmake --preset cuda
 	cmake --build --preset cuda --target shunt_cli
 	scripts/gpu-bench

@@ -48,5 +48,7 @@ function(shunt_test name)
                        WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   if(gpu IN_LIST arg_LABELS)
     shunt_gpu_test(${name})
+    # Kernels that wait for each other, and one GPU's memory: not beside another test.
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL ON)
   endif()
 endfunction()
