@@ -297,6 +297,22 @@ TEST(GpuMethodsTest, FailWhereTheExchangeSpoilsBytes) {
         << method.name << ": " << method.reason;
 }
 
+TEST(GpuMethodsTest, AreLeftOutWhereTheirLibraryDoesNotStart) {
+  GpuRuntime runtime = fake_runtime();
+  runtime.of(Carrier::nccl).make = [](const MethodContext& context) -> std::unique_ptr<GpuExchange> {
+    const std::int32_t rank = context.transport.world().rank;
+    if (rank == 1) throw Error(Errc::unavailable, "rank 1: it finds no interface");
+    throw Error(Errc::unavailable, "rank 1 has not come");
+  };
+  AllToAllBenchOptions options = small(RankMode::threads);
+  options.registry = gpu_methods(runtime, {});
+  for (const MethodResult& method : run_alltoall_bench(options, {"test"}, {}).points.at(0).methods) {
+    const bool skipped =
+        method.name.ends_with("/nccl") || method.name == "shunt" || method.name == "dense/nvshmem";
+    EXPECT_EQ(method.status, skipped ? "skipped" : "ok") << method.name << ": " << method.reason;
+  }
+}
+
 TEST(GpuMethodsTest, SayWhatTheyCannotDo) {
   AllToAllBenchOptions options = small(RankMode::threads);
   options.ranks = 4;
@@ -338,7 +354,11 @@ class LoggingStream final : public GpuStream {
   [[nodiscard]] std::unique_ptr<PackDevice> make_device() override { return nullptr; }
   void record(std::int32_t event) override { log_ += std::to_string(event); }
   [[nodiscard]] double elapsed_us(std::int32_t from, std::int32_t to) override { return 100.0 * from + to; }
-  void synchronize(std::chrono::milliseconds) override { log_ += "s"; }
+  void synchronize(std::chrono::milliseconds deadline) override {
+    log_ += "s";
+    waited = deadline;
+  }
+  std::chrono::milliseconds waited{};
   void flush() override { log_ += "f"; }
   void begin_capture() override { log_ += "["; }
   std::int32_t end_capture() override {
@@ -398,6 +418,15 @@ TEST_F(GpuPhasesTest, FlushOnlyWhereCold) {
   log_.clear();
   phases({.cold = true}).settle();
   EXPECT_EQ(log_, "sf");
+}
+
+TEST_F(GpuPhasesTest, WaitLongerThanKernelsWhichKnowForWhom) {
+  GpuPhases all = phases({});
+  static_cast<void>(run(all, 0, true));
+  EXPECT_GT(stream_.waited, std::chrono::seconds(1));
+  stream_.waited = {};
+  all.settle();
+  EXPECT_GT(stream_.waited, std::chrono::seconds(1));
 }
 
 TEST_F(GpuPhasesTest, OpenTheGateWhereAPhaseFails) {
