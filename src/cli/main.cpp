@@ -45,7 +45,10 @@ int run(int argc, char** argv) {
       return 2;
     }
     // The library has codes of its own; here 0 is help and version, and 2 whatever the user can mend.
-    return app.exit(error) == 0 ? 0 : 2;
+    if (error.get_exit_code() == 0) return app.exit(error);
+    const std::string name = shunt::cli::command_name(app);
+    fmt::print(stderr, "shunt: {}: {} ({} --help says more)\n", name, error.what(), name);
+    return 2;
   }
   return command ? command() : 2;
 }

@@ -68,6 +68,8 @@ int run(Options o) {
   const Machine machine = cluster_of(o.cluster);
   std::optional<Calibration> calibration;
   std::optional<CostModel> fits;
+  if (o.tiers && !o.fit.empty())
+    throw Error(Errc::invalid_argument, "give --fit or --tiers, which uses no fit, not both");
   if (!o.tiers) {
     calibration = read_calibration(o.fit.empty() ? default_calibration_path() : o.fit);
     fits.emplace(*calibration, hardware_directory());

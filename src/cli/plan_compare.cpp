@@ -59,13 +59,17 @@ plan::ComparedPlan evaluate(const PlanRequest& common, const std::string& which,
     request->cluster.hosts = common.cluster.hosts;
     request->cluster.gpus = common.cluster.gpus;
   }
-  const LoadedPlan loaded = load_plan(*request);
-  const plan::PlanResult result =
-      plan::evaluate_plan(loaded.model, loaded.machine, loaded.options, loaded.fits.get());
-  const plan::Layout& layout = result.time.options.layout;
-  return {fmt::format("{} on {} {}: {}", loaded.model.name, layout.world(), loaded.machine.node.name,
-                      plan::layout_name(layout)),
-          plan::metric_values(result)};
+  try {
+    const LoadedPlan loaded = load_plan(*request);
+    const plan::PlanResult result =
+        plan::evaluate_plan(loaded.model, loaded.machine, loaded.options, loaded.fits.get());
+    const plan::Layout& layout = result.time.options.layout;
+    return {fmt::format("{} on {} {}: {}", loaded.model.name, layout.world(), loaded.machine.node.name,
+                        plan::layout_name(layout)),
+            plan::metric_values(result)};
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{} \"{}\": {}", which, text, error.what()));
+  }
 }
 
 }  // namespace

@@ -209,6 +209,16 @@ void refuse_other_mode(const Options& o) {
 
 int run(Options o) {
   refuse_other_mode(o);
+  const auto& serving = o.serving_only;
+  if (o.memory.serving && std::find(serving.begin(), serving.end(), "--dispatch-tokens") != serving.end() &&
+      (o.memory.inference.all_to_all == plan::AllToAll::nccl ||
+       o.memory.inference.all_to_all == plan::AllToAll::none))
+    throw Error(Errc::invalid_argument,
+                "--dispatch-tokens is for --all-to-all deepep-ll, pplx and shunt only");
+  const auto& training = o.training_only;
+  if (o.memory.training.recompute != plan::Recompute::selective &&
+      std::find(training.begin(), training.end(), "--recompute-modules") != training.end())
+    throw Error(Errc::invalid_argument, "--recompute-modules is for --recompute selective only");
   if (!o.gpu.empty() && o.gpu_gib > 0)
     throw Error(Errc::invalid_argument, "give --gpu or --gpu-memory-gib, not both");
   const ModelSpec model = find_model(o.model, preset_directory());

@@ -242,6 +242,10 @@ LoadedPlan load_plan(PlanRequest r) {
   }
   if (!r.math.empty()) s.math = parse_math_type(r.math);
   if (!r.expert_math.empty()) s.expert_math = parse_math_type(r.expert_math);
+  if (s.imbalance != 1 && (s.power_law > 0 || !r.loads.empty()))
+    throw Error(Errc::invalid_argument, "give one of --imbalance, --power-law and --loads");
+  if (r.tiers && !r.fit.empty())
+    throw Error(Errc::invalid_argument, "give --fit or --tiers, which uses no fit, not both");
   s.training.imbalance = s.imbalance;
   if (!r.loads.empty())
     for (const float load : plan::read_loads(r.loads)) s.expert_loads.push_back(static_cast<double>(load));

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 
 #include <fmt/format.h>
@@ -17,6 +18,7 @@ struct Options {
   plan::ScheduleOptions schedule;
   std::vector<std::string> names;
   double backward = -1;
+  bool chunks = false;  ///< --chunks was given
   bool halves = false;  ///< One of the two parts of the backward pass was given
   plan::Format format = plan::Format::text;
 };
@@ -28,6 +30,15 @@ int run(Options o) {
                   "give --backward, or --backward-input and --backward-weight, not both");
     o.schedule.times.backward_input = o.schedule.times.backward_weight = o.backward / 2;
   }
+  const auto asks_for = [&](const std::string& name) {
+    return o.names.empty() || std::find(o.names.begin(), o.names.end(), name) != o.names.end();
+  };
+  if (o.chunks && !asks_for("interleaved"))
+    throw Error(Errc::invalid_argument,
+                "--chunks is for the interleaved schedule, which is not among those asked for");
+  if (o.schedule.times.overlapped > 0 && !asks_for("dualpipe") && !asks_for("dualpipev"))
+    throw Error(Errc::invalid_argument,
+                "--overlapped is for dualpipe and dualpipev, which are not among the schedules asked for");
   std::vector<plan::Pipeline> pipelines;
   for (const std::string& name : o.names) pipelines.push_back(plan::find_pipeline(name));
   print_report(plan::report_schedule(pipelines, o.schedule), o.format);
@@ -44,7 +55,11 @@ void add_plan_schedule(CLI::App& parent, Command& command) {
   add_whole(*app, "--pp", "Pipeline stages (4)", o->schedule.stages, 1, 1 << 20);
   add_whole(*app, "--microbatches", "Microbatches of one step (8)", o->schedule.microbatches, 1,
             std::int64_t{1} << 40);
-  add_whole(*app, "--chunks", "Model chunks of a stage, for interleaved (2)", o->schedule.chunks, 1, 1 << 20);
+  add_text(*app, "--chunks", "Model chunks of a stage, for interleaved (2)", "N",
+           [o](const std::string& option, const std::string& text) {
+             o->schedule.chunks = bench::parse_whole(option, text, 1, 1 << 20);
+             o->chunks = true;
+           });
   const auto time = [&](const char* name, const char* help, double& value, bool half) {
     add_text(*app, name, help, "MS", [o, &value, half](const std::string& option, const std::string& text) {
       value = bench::parse_number(option, text, 0, 1e12);

@@ -55,6 +55,14 @@ bool takes_positional(const CLI::App& app) {
 
 }  // namespace
 
+std::string command_name(const CLI::App& root) {
+  const CLI::App* app = &root;
+  for (std::vector<CLI::App*> parsed = app->get_subcommands(); !parsed.empty();
+       parsed = app->get_subcommands())
+    app = parsed.front();
+  return full_name(*app);
+}
+
 std::string suggestion(const CLI::App& root, const std::vector<std::string>& arguments) {
   const CLI::App* app = &root;
   for (std::size_t i = 1; i < arguments.size(); ++i) {

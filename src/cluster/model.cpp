@@ -20,9 +20,9 @@ using detail::TomlReader;
 constexpr std::int64_t kFormat = 1;
 
 const std::vector<std::string>& head_keys() {
-  static const std::vector<std::string> keys = {"format",       "description", "source",
-                                                "experts",      "topk",        "hidden",
-                                                "architecture", "attention",   "linear_attention"};
+  static const std::vector<std::string> keys = {
+      "format", "description", "source",       "names",     "experts",
+      "topk",   "hidden",      "architecture", "attention", "linear_attention"};
   return keys;
 }
 
@@ -179,6 +179,7 @@ ModelSpec read_model(const std::string& path) {
   model.name = detail::stem(path);
   model.description = reader.text("description");
   model.source = reader.text("source");
+  (void)reader.texts_or_none("names");
   model.hidden = reader.integer("hidden", 1, detail::kMaxWidth);
   if (reader.has("experts") || reader.has("topk")) {
     model.experts = reader.integer("experts", 1, detail::kMaxExperts);
@@ -194,7 +195,7 @@ ModelSpec find_model(const std::string& name, const std::string& directory) {
   if (std::filesystem::is_directory(name, code))
     return read_hf_config((std::filesystem::path(name) / "config.json").string());
   if (name.ends_with(".json")) return read_hf_config(name);
-  return read_model(detail::find_file(name, directory, "model", "SHUNT_PRESETS"));
+  return read_model(detail::find_model_file(name, directory));
 }
 
 }  // namespace shunt

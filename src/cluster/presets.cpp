@@ -11,10 +11,52 @@
 #include <shunt/core/error.h>
 
 #include "nearest.h"
+#include "toml_reader.h"
 
 namespace shunt::detail {
 
 namespace fs = std::filesystem;
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& name, const std::string& directory, const std::string& kind,
+                         const std::vector<std::string>& names, const std::string& nearest) {
+  if (names.empty()) {
+    throw Error(Errc::invalid_argument,
+                fmt::format("{} preset \"{}\": {} holds no presets", kind, name, directory));
+  }
+  throw Error(
+      Errc::invalid_argument,
+      fmt::format("{} preset \"{}\" does not exist; did you mean \"{}\"? Allowed are a path that ends in "
+                  ".toml and {}",
+                  kind, name, nearest, fmt::join(names, ", ")));
+}
+
+/// "deepseek-ai/DeepSeek_R1" as "deepseek-r1".
+std::string plain(const std::string& name) {
+  std::string text = name.substr(name.find_last_of('/') + 1);
+  for (char& c : text) {
+    if (c == '_') c = '-';
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return text;
+}
+
+/// Other names of a preset. One that cannot be read has none: whoever asks for it by its own name learns why.
+std::vector<std::string> other_names(const std::string& path) {
+  std::vector<std::string> names;
+  try {
+    const toml::table table = parse_toml(path);
+    if (const toml::array* list = table["names"].as_array())
+      for (const toml::node& item : *list)
+        if (const auto text = item.value<std::string>()) names.push_back(*text);
+  } catch (const Error&) {
+    return {};
+  }
+  return names;
+}
+
+}  // namespace
 
 std::string find_directory(const char* environment, const std::string& folder) {
   if (const char* given = std::getenv(environment); given != nullptr && *given != '\0') return given;
@@ -49,15 +91,26 @@ std::string find_file(const std::string& name, const std::string& directory, con
   const std::vector<std::string> names = list_files(directory, kind, environment);
   if (std::find(names.begin(), names.end(), name) != names.end())
     return (fs::path(directory) / (name + ".toml")).string();
-  if (names.empty()) {
-    throw Error(Errc::invalid_argument,
-                fmt::format("{} preset \"{}\": {} holds no presets", kind, name, directory));
+  refuse(name, directory, kind, names, nearest(name, names));
+}
+
+std::string find_model_file(const std::string& name, const std::string& directory) {
+  if (name.ends_with(".toml")) return name;
+  const std::vector<std::string> names = list_files(directory, "model", "SHUNT_PRESETS");
+  const auto path_of = [&](const std::string& preset) {
+    return (fs::path(directory) / (preset + ".toml")).string();
+  };
+  if (std::find(names.begin(), names.end(), name) != names.end()) return path_of(name);
+  const std::string wanted = plain(name);
+  std::vector<std::string> all = names;
+  for (const std::string& preset : names) {
+    if (plain(preset) == wanted) return path_of(preset);
+    for (const std::string& other : other_names(path_of(preset))) {
+      if (plain(other) == wanted) return path_of(preset);
+      all.push_back(other);
+    }
   }
-  throw Error(
-      Errc::invalid_argument,
-      fmt::format("{} preset \"{}\" does not exist; did you mean \"{}\"? Allowed are a path that ends in "
-                  ".toml and {}",
-                  kind, name, nearest(name, names), fmt::join(names, ", ")));
+  refuse(name, directory, "model", names, nearest(wanted, all));
 }
 
 std::string stem(const std::string& path) {

@@ -20,6 +20,10 @@ namespace shunt::detail {
 [[nodiscard]] std::string find_file(const std::string& name, const std::string& directory,
                                     const std::string& kind, const char* environment);
 
+/// The same for models, whose names also hold in capitals, with _ for -, with an owner and / before them, and which
+/// have other names (key "names" of their file).
+[[nodiscard]] std::string find_model_file(const std::string& name, const std::string& directory);
+
 /// File name without .toml.
 [[nodiscard]] std::string stem(const std::string& path);
 

@@ -147,6 +147,19 @@ std::vector<std::int64_t> TomlReader::integers(const std::string& key, std::int6
   return values;
 }
 
+std::vector<std::string> TomlReader::texts_or_none(const std::string& key) const {
+  std::vector<std::string> texts;
+  if (!has(key)) return texts;
+  const toml::array* array = get(key).as_array();
+  if (array == nullptr) fail(key, "expected a list of texts in quotes");
+  for (const toml::node& node : *array) {
+    const auto text = node.value_exact<std::string>();
+    if (!text || text->empty()) fail(key, "expected a list of texts in quotes");
+    texts.push_back(*text);
+  }
+  return texts;
+}
+
 TomlReader TomlReader::table(const std::string& key, std::vector<std::string> allowed) const {
   const toml::table* table = get(key).as_table();
   if (table == nullptr) fail(key, "expected a table");

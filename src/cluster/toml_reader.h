@@ -39,6 +39,8 @@ class TomlReader {
                                       std::size_t otherwise) const;
   [[nodiscard]] std::vector<std::int64_t> integers(const std::string& key, std::int64_t low,
                                                    std::int64_t high) const;
+  /// A list of texts, none of them empty; empty where the key is missing.
+  [[nodiscard]] std::vector<std::string> texts_or_none(const std::string& key) const;
   /// A table below this one.
   [[nodiscard]] TomlReader table(const std::string& key, std::vector<std::string> allowed) const;
 

@@ -113,31 +113,20 @@ class Search {
   /// Replaces times by those of fitted kernels where there are fits.
   void by_fit(ExchangeChoice& c, const char* regime, const char* variant) const {
     if (fits_ == nullptr) return;
-    CostCase one;
+    KernelExchange one;
     one.regime = regime;
     one.variant = variant;
-    one.hardware = machine_.node.name;
-    one.ranks = static_cast<std::int32_t>(o_.ep);
-    one.nodes = plan_.domains;
-    one.hidden = model_.hidden;
-    one.experts = slots_;
-    one.topk = model_.top_k;
-    if (limited_ && one.regime != "deepep_low_latency") {
-      one.experts = model_.experts;
-      one.groups = static_cast<std::int32_t>(model_.expert_groups);
-      one.group_limit = static_cast<std::int32_t>(model_.top_groups);
-    }
-    one.tokens_per_rank = o_.tokens;
+    one.ranks = o_.ep;
+    one.domains = plan_.domains;
+    one.slots = slots_;
+    one.tokens = o_.tokens;
+    one.sms = c.sms;
     one.imbalance = o_.imbalance;
-    one.sms = static_cast<std::int32_t>(c.sms);
-    one.where = fmt::format("exchange of {} on {}", model_.name, machine_.node.name);
-    const Device device = device_of(machine_.node);
-    one.op = "dispatch";
-    one.payload = c.dispatch_payload;
-    const Prediction dispatch = fits_->predict(one, device);
-    one.op = "combine";
-    one.payload = o_.combine_payload;
-    use(c, dispatch, fits_->predict(one, device));
+    one.limited = limited_;
+    one.dispatch_payload = c.dispatch_payload;
+    one.combine_payload = o_.combine_payload;
+    const ExchangePrediction prediction = predict_exchange(*fits_, model_, machine_, one);
+    use(c, prediction.dispatch, prediction.combine);
   }
 
   static void use(ExchangeChoice& c, const Prediction& dispatch, const Prediction& combine) {

@@ -109,6 +109,9 @@ std::vector<float> power_law_loads(std::int64_t experts, double alpha, std::uint
 }
 
 Report report_grouping(const std::vector<float>& loads, const GroupingOptions& o) {
+  if (o.shape.nodes < 1 || o.shape.ranks < 1 || o.shape.ranks % o.shape.nodes != 0)
+    throw Error(Errc::invalid_argument, fmt::format("{} nodes do not divide {} ranks: every node has as many",
+                                                    o.shape.nodes, o.shape.ranks));
   for (const std::string& strategy : o.strategies) {
     const auto& names = grouping_strategies();
     if (std::find(names.begin(), names.end(), strategy) == names.end())

@@ -111,4 +111,36 @@ std::string group_limit_note(const ModelSpec& model, std::int64_t ranks, std::in
       model.top_groups, model.expert_groups, ranks, domains);
 }
 
+ExchangePrediction predict_exchange(const CostModel& fits, const ModelSpec& model, const Machine& machine,
+                                    const KernelExchange& exchange) {
+  CostCase c;
+  c.regime = exchange.regime;
+  c.variant = exchange.variant;
+  c.hardware = machine.node.name;
+  c.ranks = static_cast<std::int32_t>(exchange.ranks);
+  c.nodes = static_cast<std::int32_t>(exchange.domains);
+  c.hidden = model.hidden;
+  c.experts = exchange.slots;
+  c.topk = model.top_k;
+  // Low-latency kernels send every selection, wherever it goes.
+  if (exchange.limited && c.regime != "deepep_low_latency") {
+    c.experts = model.experts;
+    c.groups = static_cast<std::int32_t>(model.expert_groups);
+    c.group_limit = static_cast<std::int32_t>(model.top_groups);
+  }
+  c.tokens_per_rank = exchange.tokens;
+  c.imbalance = exchange.imbalance;
+  c.sms = static_cast<std::int32_t>(exchange.sms);
+  c.where = fmt::format("exchange of {} on {}", model.name, machine.node.name);
+  const Device device = device_of(machine.node);
+  ExchangePrediction prediction;
+  c.op = "dispatch";
+  c.payload = exchange.dispatch_payload;
+  prediction.dispatch = fits.predict(c, device);
+  c.op = "combine";
+  c.payload = exchange.combine_payload;
+  prediction.combine = fits.predict(c, device);
+  return prediction;
+}
+
 }  // namespace shunt::plan

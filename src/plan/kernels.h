@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include <shunt/cluster/calibration.h>
 #include <shunt/cluster/machine.h>
 #include <shunt/cluster/model.h>
 #include <shunt/plan/step_time.h>
@@ -24,6 +25,27 @@ inline constexpr std::int64_t kNormalSms = 24;
                                          std::int64_t slots, std::int64_t tokens, std::int64_t sms,
                                          const std::string& dispatch_payload,
                                          const std::string& combine_payload);
+
+/// One exchange of an expert-parallel group, for fitted kernels.
+struct KernelExchange {
+  std::string regime;   ///< Of the fit, as CostCase has it
+  std::string variant;  ///< Likewise
+  std::int64_t ranks = 0, domains = 0;
+  std::int64_t slots = 0;   ///< Experts with redundant ones
+  std::int64_t tokens = 0;  ///< Of one rank
+  std::int64_t sms = 0;     ///< Of normal kernels
+  double imbalance = 1;
+  bool limited = false;  ///< A token's limit to some groups of experts is known (GroupLimit::holds)
+  std::string dispatch_payload, combine_payload;
+};
+
+struct ExchangePrediction {
+  Prediction dispatch, combine;
+};
+
+/// Errors: as CostModel::predict.
+[[nodiscard]] ExchangePrediction predict_exchange(const CostModel& fits, const ModelSpec& model,
+                                                  const Machine& machine, const KernelExchange& exchange);
 
 /// What is known in closed form of a token that may use some groups of experts only.
 enum class GroupLimit {

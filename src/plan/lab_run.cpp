@@ -1,23 +1,12 @@
-#include <cstdlib>
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <shunt/core/error.h>
-#include <shunt/plan/lab.h>
+
+#include "lab_internal.h"
 
 namespace shunt::plan::lab {
 namespace {
-
-std::string fabric_of(const Settings& settings) {
-  if (!settings.fabric.empty()) return settings.fabric;
-  const char* environment = std::getenv("MPE_FABRIC");
-  return environment != nullptr && *environment != '\0' ? environment : "nvlink";
-}
-
-const char* role_name(Role role) {
-  return role == Role::baseline ? "baseline" : "optimized";
-}
 
 const std::vector<Column>& run_columns() {
   static const std::vector<Column> columns = [] {
@@ -52,14 +41,10 @@ const std::vector<Column>& run_columns() {
   return columns;
 }
 
-const Plan& plan_of(const Target& target, Role role) {
-  return role == Role::baseline ? target.baseline : target.optimized;
-}
-
 std::vector<RecordValue> run_row(const Run& run) {
   const Evaluation& e = run.evaluation;
   const RecordValue none;
-  return {"moe_parallelism:" + run.target->name,
+  return {full_name(*run.target),
           std::string(role_name(run.role)),
           run.spec,
           e.plan_name,
@@ -98,20 +83,54 @@ std::vector<RecordValue> run_row(const Run& run) {
           e.ep_payload_gb,
           e.dp_payload_gb,
           e.pipeline_payload_gb,
-          run.profile == nullptr ? none : RecordValue{run.profile->fabric},
+          run.fabric.empty() ? none : RecordValue{run.fabric},
           run.profile == nullptr ? none : RecordValue{run.collective_gb_per_s},
           e.hotspots,
           e.affinity,
           e.notes};
 }
 
-/// The checks of --validate.
-struct Check {
-  const char* name;
-  bool baseline;
-  bool optimized;
-};
+/// What people see of a plan beside its times; programs find it in the runs.
+std::vector<Column> needs_columns() {
+  return {{"target", "target"},
+          {"role", "role"},
+          {"spec", "spec"},
+          {"stage_layers", "stage layers"},
+          {"experts", "experts/GPU"},
+          {"tokens", "tokens/expert"},
+          {"capacity", "capacity"},
+          {"params", "weights GB"},
+          {"optimizer", "optimizer GB"},
+          {"grads", "gradients GB"},
+          {"activations", "activ. GB"},
+          {"ep", "ep GB"},
+          {"ep_rate", "over GB/s"},
+          {"dp", "dp GB"},
+          {"pipeline", "pipeline GB"},
+          {"nic_rate", "over GB/s"}};
+}
 
+std::vector<RecordValue> needs_row(const Run& run) {
+  const Evaluation& e = run.evaluation;
+  return {full_name(*run.target),
+          std::string(role_name(run.role)),
+          run.spec,
+          fmt::format("{}", fmt::join(e.stage_layers, ",")),
+          plan_of(*run.target, run.role).experts_per_gpu,
+          e.tokens_per_expert,
+          e.capacity_limit_tokens,
+          e.params_gb,
+          e.optimizer_gb,
+          e.grad_gb,
+          e.activation_gb,
+          e.ep_payload_gb,
+          run.exchange_gb_per_s,
+          e.dp_payload_gb,
+          e.pipeline_payload_gb,
+          run.network_gb_per_s};
+}
+
+/// The checks of --validate.
 std::vector<Check> checks_of(const Run& b, const Run& o) {
   return {{"memory fits", b.evaluation.memory_margin_gb >= 0, o.evaluation.memory_margin_gb >= 0},
           {"experts keep to their capacity", b.evaluation.load_balance_ok, o.evaluation.load_balance_ok},
@@ -128,7 +147,7 @@ std::string exports_of(const EnvProfile& profile) {
 
 void add_commands(const Run& run, const Settings& settings, Table& table) {
   if (run.profile == nullptr) return;
-  const std::string target = "moe_parallelism:" + run.target->name;
+  const std::string target = full_name(*run.target);
   const auto add = [&](const char* kind, const std::string& text) {
     table.rows.push_back({target, std::string(role_name(run.role)), std::string(kind), text});
   };
@@ -139,8 +158,8 @@ void add_commands(const Run& run, const Settings& settings, Table& table) {
     add("validation", "mpirun -np N --hostfile hosts ./build/all_reduce_perf -d float -b 8 -e 32G -f 2");
     return;
   }
-  const bool rack = run.profile->fabric == "nvl72";
-  const std::int64_t gpus = settings.ngpu > 0 ? settings.ngpu : (rack ? 72 : 8);
+  const bool rack = run.fabric == "nvl72";
+  const std::int64_t gpus = serving_gpus(settings, run.fabric);
   add("validation", rack ? "nvbandwidth -p multinode" : "nvbandwidth");
   for (const auto& [program, repeats] :
        {std::pair<const char*, int>{"all_reduce_perf", 100}, {"alltoall_perf", 200}})
@@ -149,38 +168,40 @@ void add_commands(const Run& run, const Settings& settings, Table& table) {
   add("smoke",
       fmt::format("vllm serve {} --tensor-parallel-size {} --pipeline-parallel-size {} --max-model-len {} "
                   "--max-num-seqs {} --gpu-memory-utilization {}",
-                  settings.model, settings.tp, settings.pp > 0 ? settings.pp : (rack ? 3 : 1),
-                  settings.max_len, settings.max_seqs > 0 ? settings.max_seqs : (rack ? 4096 : 1024),
-                  settings.gpu_util));
+                  settings.model, settings.tp, serving_stages(settings, run.fabric), settings.max_len,
+                  settings.max_seqs > 0 ? settings.max_seqs : (rack ? 4096 : 1024), settings.gpu_util));
 }
 
 void describe(const Run& b, const Run& o, const Settings& settings, Outcome& outcome, Table& comparison) {
   const Evaluation& be = b.evaluation;
   const Evaluation& oe = o.evaluation;
-  const std::string target = "moe_parallelism:" + b.target->name;
+  const std::string target = full_name(*b.target);
+  const std::string named = b.fabric.empty() ? target : fmt::format("{} on {}", target, b.fabric);
   const double step = be.step_ms / oe.step_ms;
   const double throughput = oe.tokens_per_s / be.tokens_per_s;
   comparison.rows.push_back({target, b.spec, be.step_ms, oe.step_ms, step, throughput});
   auto& notes = outcome.report.notes;
   for (const Run* run : {&b, &o}) {
     for (const std::string& hotspot : run->evaluation.hotspots)
-      notes.push_back(fmt::format("{} {}: {}", target, role_name(run->role), hotspot));
+      notes.push_back(fmt::format("{} {}: {}", named, role_name(run->role), hotspot));
   }
   // A lab title does not make a plan faster; its own numbers say which one is.
   if (throughput < 1) {
     notes.push_back(
         fmt::format("{}: by the lab's own numbers \"optimized\" has {:.2f} times the throughput of the "
                     "baseline",
-                    target, throughput));
+                    named, throughput));
   }
-  if (!settings.validate) return;
-  for (const Check& check : checks_of(b, o)) {
-    const bool worse = check.baseline && !check.optimized;
-    outcome.ok = outcome.ok && !worse;
-    notes.push_back(fmt::format("{} validate: {}: baseline {}, optimized {}{}", target, check.name,
-                                check.baseline ? "yes" : "no", check.optimized ? "yes" : "no",
-                                worse ? ": FAILED" : ""));
-  }
+  if (settings.validate) outcome.ok = report_checks(*b.target, checks_of(b, o), notes) && outcome.ok;
+}
+
+void check_serving(const Settings& settings, const std::string& fabric) {
+  const std::int64_t gpus = serving_gpus(settings, fabric);
+  const std::int64_t stages = serving_stages(settings, fabric);
+  if (settings.tp * stages <= gpus && gpus % (settings.tp * stages) == 0) return;
+  throw Error(Errc::invalid_argument,
+              fmt::format("moe_vllm_env on {}: tp {} * pp {} = {} GPUs do not divide the {} of --ngpu",
+                          fabric, settings.tp, stages, settings.tp * stages, gpus));
 }
 
 }  // namespace
@@ -189,21 +210,22 @@ Run run(const Target& target, Role role, const Settings& settings) {
   Run result;
   result.target = &target;
   result.role = role;
+  result.fabric = fabric_of(target, settings);
   result.spec = target.fixed_spec.empty() ? settings.spec : target.fixed_spec;
+  if (target.kind == Kind::plan && result.fabric == "ethernet") result.spec = "gpt_oss_120b_gb200_ethernet";
   const Spec& spec = find_spec(result.spec);
   Cluster cluster = spec.cluster;
   Plan plan = plan_of(target, role);
   double base = 0;
   if (target.kind == Kind::alltoall) {
-    const std::string fabric = fabric_of(settings);
-    result.profile = &alltoall_profile(role, fabric);
-    plan.cross_node_ep = fabric != "nvlink";
-    base = fabric == "nvlink" ? cluster.nvlink_gb_per_s() : cluster.nic_gb_per_s();
+    result.profile = &alltoall_profile(role, result.fabric);
+    plan.cross_node_ep = result.fabric != "nvlink";
+    base = result.fabric == "nvlink" ? cluster.nvlink_gb_per_s() : cluster.nic_gb_per_s();
   } else if (target.kind == Kind::vllm) {
-    const std::string fabric = fabric_of(settings);
-    result.profile = &vllm_profile(role, fabric);
-    cluster = vllm_cluster(fabric);
-    if (fabric == "nvl72") {
+    check_serving(settings, result.fabric);
+    result.profile = &vllm_profile(role, result.fabric);
+    cluster = vllm_cluster(result.fabric);
+    if (result.fabric == "nvl72") {
       plan.dp = plan.pp = 3;
       plan.microbatches = 8;
       plan.cross_node_ep = true;
@@ -212,8 +234,10 @@ Run run(const Target& target, Role role, const Settings& settings) {
   }
   Evaluation& e = result.evaluation;
   e = evaluate(cluster, spec.model, plan);
+  result.network_gb_per_s = cluster.nic_gb_per_s();
+  result.exchange_gb_per_s = plan.cross_node_ep ? cluster.nic_gb_per_s() : cluster.nvlink_gb_per_s();
   if (result.profile == nullptr) return result;
-  result.collective_gb_per_s = base * result.profile->efficiency;
+  result.collective_gb_per_s = result.exchange_gb_per_s = base * result.profile->efficiency;
   const double collective =
       e.ep_payload_gb / result.collective_gb_per_s * 1000 + result.profile->handshake_ms;
   e.step_ms += collective - e.ep_time_ms;
@@ -224,7 +248,8 @@ Run run(const Target& target, Role role, const Settings& settings) {
   return result;
 }
 
-Outcome run_targets(const std::vector<std::pair<const Target*, Settings>>& chosen) {
+Outcome run_targets(const std::vector<std::pair<const Target*, Settings>>& given) {
+  const Chosen chosen = one_fabric_each(given);
   Outcome outcome;
   Table runs{"runs", run_columns(), {}};
   Table pairs{"comparisons",
@@ -237,20 +262,24 @@ Outcome run_targets(const std::vector<std::pair<const Target*, Settings>>& chose
               {}};
   Table commands{
       "commands", {{"target", "target"}, {"role", "role"}, {"kind", "kind"}, {"command", "command"}}, {}};
+  Table needs{"needs", needs_columns(), {}, true};
   std::vector<std::string> names;
+  outcome.report.notes = ignored_settings(chosen);
   for (const auto& [target, settings] : chosen) {
     const Run baseline = run(*target, Role::baseline, settings);
     const Run optimized = run(*target, Role::optimized, settings);
-    names.push_back("moe_parallelism:" + target->name);
-    runs.rows.push_back(run_row(baseline));
-    runs.rows.push_back(run_row(optimized));
+    names.push_back(full_name(*target));
+    for (const Run* half : {&baseline, &optimized}) {
+      runs.rows.push_back(run_row(*half));
+      needs.rows.push_back(needs_row(*half));
+    }
     describe(baseline, optimized, settings, outcome, pairs);
     add_commands(baseline, settings, commands);
     add_commands(optimized, settings, commands);
   }
   outcome.report.head.set("cost_model", "lab").set("targets", names).set("valid", outcome.ok);
   outcome.report.summary = {fmt::format("lab cost model (GB are GiB); {}", fmt::join(names, ", "))};
-  outcome.report.tables = {runs, pairs};
+  outcome.report.tables = {runs, pairs, needs};
   if (!commands.rows.empty()) outcome.report.tables.push_back(commands);
   return outcome;
 }

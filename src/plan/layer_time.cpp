@@ -220,41 +220,34 @@ void LayerTimer::price_exchange(const CostModel* fits) {
   price.source = "tiers";
   if (kernels == ExchangeKernels::tiers) return;
 
-  CostCase c;
-  c.hardware = machine_.node.name;
-  c.ranks = static_cast<std::int32_t>(even);
-  c.nodes = domains;
-  c.hidden = model_.hidden;
-  c.experts = slots;
-  c.topk = topk;
-  if (limited && kernels != ExchangeKernels::low_latency) {
-    c.experts = model_.experts;
-    c.groups = static_cast<std::int32_t>(model_.expert_groups);
-    c.group_limit = static_cast<std::int32_t>(model_.top_groups);
-  }
-  c.tokens_per_rank = std::llround(tokens);
+  KernelExchange c;
+  c.ranks = even;
+  c.domains = domains;
+  c.slots = slots;
+  c.tokens = std::llround(tokens);
   c.imbalance = imbalance_;
-  c.where = fmt::format("exchange of {} on {}", model_.name, machine_.node.name);
+  c.limited = limited;
+  c.dispatch_payload = o_.dispatch_payload;
+  c.combine_payload = o_.combine_payload;
   if (kernels == ExchangeKernels::normal) {
     c.regime = "deepep_normal";
-    c.sms = static_cast<std::int32_t>(o_.exchange_sms > 0 ? o_.exchange_sms : kNormalSms);
-    if (machine_.node.gpu.sms > 0) price.busy_share = c.sms / static_cast<double>(machine_.node.gpu.sms);
+    c.sms = o_.exchange_sms > 0 ? o_.exchange_sms : kNormalSms;
+    if (machine_.node.gpu.sms > 0) price.busy_share = real(c.sms) / real(machine_.node.gpu.sms);
   } else if (kernels == ExchangeKernels::low_latency) {
     c.regime = "deepep_low_latency";
   } else {
     c.regime = "trtllm_nvlink_alltoall";
     c.variant = "NVLinkOneSided";
   }
-  const Device device = device_of(machine_.node);
-  c.op = "dispatch";
-  c.payload = o_.dispatch_payload;
-  const Prediction dispatch = fits->predict(c, device);
-  c.op = "combine";
-  c.payload = o_.combine_payload;
-  const Prediction combine = fits->predict(c, device);
-  price.dispatch_us = dispatch.us;
-  price.combine_us = combine.us;
-  price.source = fmt::format("{} fitted on {}", c.regime, dispatch.fit->hardware);
+  const ExchangePrediction prediction = predict_exchange(*fits, model_, machine_, c);
+  price.dispatch_us = prediction.dispatch.us;
+  price.combine_us = prediction.combine.us;
+  price.source = fmt::format("{} fitted on {}", c.regime, prediction.dispatch.fit->hardware);
+  if (o_.path != ExchangePath::automatic && o_.path != price.path)
+    price.notes.push_back(
+        fmt::format("--path {} does not hold for the kernels that price dispatch and combine ({}): "
+                    "they take {}; --kernels tiers follows it",
+                    exchange_path_name(o_.path), c.regime, exchange_path_name(price.path)));
 }
 
 Works LayerTimer::layer(const LayerSpec& spec) const {

@@ -122,6 +122,7 @@ std::string render_json(const Report& report) {
   std::string out = report.head.to_json();
   out.pop_back();
   for (const Table& table : report.tables) {
+    if (table.for_people) continue;
     out += fmt::format(",{}:[", json_value(table.key));
     for (std::size_t r = 0; r < table.rows.size(); ++r) {
       out += r == 0 ? "{" : ",{";

@@ -73,6 +73,71 @@ TEST(PlanTest, RunRepeatsTheLab) {
   EXPECT_NE(other.out.find("mpirun -np 72"), std::string::npos);
 }
 
+TEST(PlanTest, RunGivesEachTargetItsOptions) {
+  const nlohmann::json both =
+      json_of({"plan", "run", "--scenario", "custom_gpt_oss_gb200", "--cost-model", "lab"});
+  ASSERT_EQ(both.at("runs").size(), 4U);
+  EXPECT_EQ(both.at("runs").at(2).at("fabric"), "ethernet");
+  // Quotes that no shell took off, and a name that only one target has.
+  const nlohmann::json quoted =
+      json_of({"plan", "run", "--targets", "moe_parallelism:moe_vllm_env", "--cost-model", "lab",
+               "--target-extra-arg", "moe_parallelism:moe_vllm_env=\"--fabric nvl72 --model 'a b'\""});
+  EXPECT_EQ(quoted.at("runs").at(0).at("fabric"), "nvl72");
+  EXPECT_NE(quoted.at("commands").dump().find("vllm serve a b "), std::string::npos);
+  const nlohmann::json all =
+      json_of({"plan", "run", "--targets", "all", "--cost-model", "lab", "--fabric", "nvl72"});
+  EXPECT_EQ(all.at("notes").at(0),
+            "fabric \"nvl72\" of alltoall_tuning: allowed are nvlink, ib, efa; it keeps its own");
+  const auto refused = [](const Words& more, const std::string& message) {
+    Words words = {"plan", "run", "--cost-model", "lab"};
+    words.insert(words.end(), more.begin(), more.end());
+    expect_usage_error(words, "shunt: " + message + "\n");
+  };
+  refused({"--targets", "gpt_gb200", "--tp", "4"},
+          "--tp is for moe_vllm_env, not for the targets that were chosen");
+  refused({"--targets", "moe_grouping", "--fabric", "ib"},
+          "--fabric is for alltoall_tuning (nvlink, ib, efa), gpt_gb200 (ib, ethernet, both), moe_vllm_env "
+          "(nvlink, nvl72), not for the targets that were chosen");
+  refused({"--targets", "alltoall_tuning", "--fabric", "ethernet"},
+          "fabric \"ethernet\" of alltoall_tuning: allowed are nvlink, ib, efa");
+  refused({"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--tp 4"},
+          "--target-extra-arg gpt_gb200: --tp is for moe_vllm_env");
+  refused({"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--fabrik ib"},
+          "--target-extra-arg gpt_gb200: unknown option --fabrik; did you mean --fabric? Allowed are --spec, "
+          "--fabric, --validate, --model, --ngpu, --tp, --pp, --max-len, --max-seqs, --gpu-util");
+  refused({"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--fabric"},
+          "--target-extra-arg gpt_gb200: --fabric needs a value");
+  refused({"--targets", "gpt_gb200", "--target-extra-arg", "memory_budget=--validate"},
+          "--target-extra-arg memory_budget: this target is not among --targets");
+}
+
+TEST(PlanTest, OptionsThatWouldDoNothingAreRefused) {
+  expect_usage_error({"plan", "memory", "--model", "r1", "--recompute-modules", "mlp"},
+                     "shunt: --recompute-modules is for --recompute selective only\n");
+  expect_usage_error({"plan", "memory", "--model", "r1", "--mode", "serving", "--dispatch-tokens", "64"},
+                     "shunt: --dispatch-tokens is for --all-to-all deepep-ll, pplx and shunt only\n");
+  const Words step = {"plan", "step", "--model", "mixtral-8x7b", "--dp", "8", "--ep", "8"};
+  const auto refused = [&](const Words& more, const std::string& message) {
+    Words words = step;
+    words.insert(words.end(), more.begin(), more.end());
+    expect_usage_error(words, "shunt: " + message + "\n");
+  };
+  refused({"--imbalance", "2", "--power-law", "1"}, "give one of --imbalance, --power-law and --loads");
+  refused({"--tiers", "--fit", "x"}, "give --fit or --tiers, which uses no fit, not both");
+  const std::string schedule = "which is not among those asked for\n";
+  expect_usage_error({"plan", "schedule", "--schedule", "1f1b", "--chunks", "3"},
+                     "shunt: --chunks is for the interleaved schedule, " + schedule);
+  expect_usage_error({"plan", "memory", "--tp", "8"},
+                     "shunt: shunt plan memory: --model is required (shunt plan memory --help says more)\n");
+  const nlohmann::json path = json_of({"plan", "step", "--model", "mixtral-8x7b", "--dp", "8", "--ep", "8",
+                                       "--phase", "decode", "--path", "rail_aligned"});
+  EXPECT_NE(path.at("notes").dump().find("--path rail_aligned does not hold"), std::string::npos) << path;
+}
+
+TEST(PlanTest, ModelsHaveTheirPublishersNames) {
+  EXPECT_EQ(json_of({"plan", "params", "deepseek-ai/DeepSeek-V3"}).at("total_parameters"), 671026419200);
+}
+
 TEST(PlanTest, GroupingAndEnvAnswer) {
   EXPECT_EQ(json_of({"plan", "grouping", "--model", "r1", "--ranks", "32", "--nodes", "4",
                      "--redundant-experts", "32"})

@@ -75,6 +75,38 @@ TEST_F(ModelShapeTest, SuggestsTheNearestPreset) {
       [&] { (void)find_model_shape("bet", dir_.path()); });
 }
 
+TEST_F(ModelShapeTest, FindsPresetsByOtherNames) {
+  write("alpha-1b.toml", with("experts = 8", "names = [\"First-1B-A2\"]\nexperts = 8"));
+  write("broken.toml", "names = [");
+  for (const char* name : {"alpha-1b", "Alpha_1B", "owner/alpha-1b", "first-1b-a2", "Owner/First_1B_A2"})
+    EXPECT_EQ(find_model_shape(name, dir_.path()).name, "alpha-1b") << name;
+  expect_error(
+      Errc::invalid_argument,
+      "model preset \"First-1B-A3\" does not exist; did you mean \"First-1B-A2\"? Allowed are a path that "
+      "ends in .toml and alpha-1b, broken",
+      [&] { (void)find_model_shape("First-1B-A3", dir_.path()); });
+  refuse(with("experts = 8", "names = \"x\"\nexperts = 8"), "4:9: names: expected a list of texts in quotes");
+  refuse(with("experts = 8", "names = [\"x\", 1]\nexperts = 8"),
+         "4:9: names: expected a list of texts in quotes");
+}
+
+// Whoever types a model as its publisher calls it gets it.
+TEST(ModelNamesTest, PublishedNamesArePresets) {
+  for (const auto& [name, preset] : {std::pair<const char*, const char*>{"deepseek-ai/DeepSeek-V3", "r1"},
+                                     {"deepseek-r1", "r1"},
+                                     {"DeepSeek-V2-Lite", "v2-lite"},
+                                     {"moonshotai/Kimi-K2-Instruct", "kimi-k2"},
+                                     {"openai/gpt-oss-120b", "gpt-oss-120b"},
+                                     {"mistralai/Mixtral-8x7B-v0.1", "mixtral-8x7b"},
+                                     {"Qwen/Qwen3-30B-A3B", "qwen3-30b"},
+                                     {"qwen3-235b-a22b", "qwen3-235b"},
+                                     {"Qwen3-Coder-480B-A35B", "qwen3-coder-480b"},
+                                     {"Qwen3-Next-80B-A3B", "qwen3-next-80b"},
+                                     {"zai-org/GLM-4.6", "glm-4.5"},
+                                     {"olmoe", "olmoe-1b-7b"}})
+    EXPECT_EQ(find_model_shape(name, kPresets).name, preset) << name;
+}
+
 TEST_F(ModelShapeTest, NamesDirectoryThatCannotBeListed) {
   expect_error(Errc::io,
                "no/such: cannot list the model presets: No such file or directory; SHUNT_PRESETS names their "
@@ -89,10 +121,10 @@ TEST_F(ModelShapeTest, NamesDirectoryThatCannotBeListed) {
 TEST_F(ModelShapeTest, NamesLineAndColumnOfEveryMistake) {
   refuse(with("experts", "expert"),
          "4:1: unknown key \"expert\"; did you mean \"experts\"? Allowed are format, description, source, "
-         "experts, topk, hidden, architecture, attention, linear_attention");
+         "names, experts, topk, hidden, architecture, attention, linear_attention");
   refuse(with("topk", "  tpok"),
          "5:3: unknown key \"tpok\"; did you mean \"topk\"? Allowed are format, description, source, "
-         "experts, topk, hidden, architecture, attention, linear_attention");
+         "names, experts, topk, hidden, architecture, attention, linear_attention");
   refuse(with("format = 1\n", ""), "1:1: key \"format\" is missing");
   refuse(with("hidden = 16\n", ""), "1:1: key \"hidden\" is missing");
   refuse(with("format = 1", "format = 2"), "1:10: format: expected an integer in [1, 1]");

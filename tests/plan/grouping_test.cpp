@@ -32,6 +32,17 @@ TEST(GroupingTest, ComparesStrategies) {
       [&] { (void)report_grouping(kLoads, options); });
 }
 
+TEST(GroupingTest, RefusesNodesThatDoNotDivideTheRanks) {
+  GroupingOptions options;
+  for (const auto& [nodes, message] :
+       {std::pair<std::int64_t, const char*>{3, "3 nodes do not divide 8 ranks: every node has as many"},
+        {16, "16 nodes do not divide 8 ranks: every node has as many"},
+        {0, "0 nodes do not divide 8 ranks: every node has as many"}}) {
+    options.shape = {12, 1, nodes, 8};
+    expect_refused(message, [&] { (void)report_grouping(kLoads, options); });
+  }
+}
+
 TEST(GroupingTest, PowerLawLoadsAreTheSameEverywhere) {
   const std::vector<float> a = power_law_loads(64, 1.01, 17);
   EXPECT_EQ(a, power_law_loads(64, 1.01, 17));

@@ -149,6 +149,77 @@ TEST(LabTest, FabricsDecideTheCollective) {
   EXPECT_DOUBLE_EQ(serving.evaluation.ep_time_ms, serving.evaluation.ep_payload_gb / (200 * .45) * 1000 + 10);
 }
 
+// The lab's custom_gpt_oss_gb200.py: gpt_gb200's plan on InfiniBand and on Ethernet with half the rate.
+TEST(LabTest, GptRunsOnEitherFabric) {
+  const Target& target = find_target("gpt_gb200");
+  Settings settings;
+  const plan::lab::Run own = run(target, B, settings);
+  settings.fabric = "ib";
+  EXPECT_EQ(run(target, B, settings).evaluation.step_ms, own.evaluation.step_ms);
+  settings.fabric = "ethernet";
+  const plan::lab::Run ethernet = run(target, B, settings);
+  EXPECT_EQ(ethernet.spec, "gpt_oss_120b_gb200_ethernet");
+  EXPECT_DOUBLE_EQ(ethernet.evaluation.dp_time_ms, 2 * own.evaluation.dp_time_ms);
+  EXPECT_DOUBLE_EQ(ethernet.evaluation.pipeline_time_ms, 2 * own.evaluation.pipeline_time_ms);
+  EXPECT_DOUBLE_EQ(ethernet.evaluation.ep_time_ms, own.evaluation.ep_time_ms);
+  settings.fabric = "both";
+  const Outcome both = run_targets({{&target, settings}});
+  ASSERT_EQ(both.report.tables[0].rows.size(), 4U);
+  EXPECT_EQ(std::get<std::string>(both.report.tables[0].rows[1][2]), "gpt_oss_120b_gb200_ib");
+  EXPECT_EQ(std::get<std::string>(both.report.tables[0].rows[2][2]), "gpt_oss_120b_gb200_ethernet");
+  expect_refused("fabric \"both\" of gpt_gb200 is two runs: ask for ib, then for ethernet",
+                 [&] { (void)run(target, B, settings); });
+  settings.fabric = "nvlink";
+  expect_refused("fabric \"nvlink\" of gpt_gb200: allowed are ib, ethernet, both",
+                 [&] { (void)run(target, B, settings); });
+  settings.fabric = "ib";
+  expect_refused("fabric \"ib\" of moe_grouping: it has none to choose",
+                 [&] { (void)run(find_target("moe_grouping"), B, settings); });
+}
+
+TEST(LabTest, FollowsTheEnvironmentWhereItCan) {
+  const Target& tuning = find_target("alltoall_tuning");
+  const Target& serving = find_target("moe_vllm_env");
+  const Settings settings;
+  ASSERT_EQ(setenv("MPE_FABRIC", "efa", 1), 0);
+  EXPECT_EQ(run(tuning, B, settings).fabric, "efa");
+  EXPECT_EQ(run(serving, B, settings).fabric, "nvlink");
+  EXPECT_EQ(run(find_target("gpt_gb200"), B, settings).fabric, "ib");
+  const Outcome outcome = run_targets({{&tuning, settings}, {&serving, settings}});
+  EXPECT_EQ(outcome.report.notes.front(),
+            "MPE_FABRIC is efa, which moe_parallelism:moe_vllm_env does not have: it takes nvlink");
+  ASSERT_EQ(setenv("MPE_FABRIC", "nvl72", 1), 0);
+  EXPECT_EQ(run(serving, B, settings).fabric, "nvl72");
+  expect_refused("MPE_FABRIC: fabric \"nvl72\" of alltoall_tuning: allowed are nvlink, ib, efa",
+                 [&] { (void)run(tuning, B, settings); });
+  ASSERT_EQ(unsetenv("MPE_FABRIC"), 0);
+}
+
+TEST(LabTest, ServesOnlyWithTheGpusThereAre) {
+  const Target& target = find_target("moe_vllm_env");
+  Settings settings;
+  settings.pp = 3;
+  expect_refused("moe_vllm_env on nvlink: tp 8 * pp 3 = 24 GPUs do not divide the 8 of --ngpu",
+                 [&] { (void)run(target, B, settings); });
+  settings.ngpu = 48;
+  EXPECT_EQ(run(target, B, settings).evaluation.world_size, 8);  // The lab's plan stays as it is
+  settings.fabric = "nvl72";
+  settings.ngpu = 0;
+  EXPECT_EQ(run(target, B, settings).evaluation.world_size, 72);
+}
+
+TEST(LabTest, TellsPeopleWhatAPlanNeeds) {
+  Settings settings;
+  settings.spec = kDgx;
+  const std::vector<std::pair<const Target*, Settings>> chosen = {{&find_target("gpt_gb200"), settings}};
+  for (const Outcome& outcome : {run_targets(chosen), run_targets_by_our_model(chosen)}) {
+    EXPECT_NE(render(outcome.report, Format::text).find("experts/GPU"), std::string::npos);
+    EXPECT_EQ(render(outcome.report, Format::json).find("\"needs\""), std::string::npos);
+    EXPECT_EQ(outcome.report.notes.front(),
+              "moe_parallelism:gpt_gb200 brings its own spec: dgx_a100_175b does not hold for it");
+  }
+}
+
 TEST(LabTest, ValidationComparesTheHalves) {
   Settings settings;
   settings.spec = kDgx;

@@ -414,6 +414,8 @@ TEST(StepTimeTest, RefusesWhatCannotBe) {
   o.phase = Phase::decode;
   o.acceptance = -1;
   expect_refused("acceptance -1: expected a number in [0, 1]", [&] { (void)step_time(mixtral, m, o); });
+  o.acceptance = 0.5;
+  expect_refused("acceptance 0.5: there are no drafts to accept", [&] { (void)step_time(mixtral, m, o); });
   o.acceptance = 0;
   o.dispatch_payload = "fp9";
   EXPECT_THROW((void)step_time(mixtral, m, o), Error);

@@ -25,7 +25,8 @@ struct ModelShape {
 /// Errors: Errc::io where the directory cannot be read.
 [[nodiscard]] std::vector<std::string> list_presets(const std::string& directory);
 
-/// Preset by name, or by path where `name` ends in .toml.
+/// Preset by name, or by path where `name` ends in .toml. A name also holds in capitals, with _ for -, with an owner
+/// and / before it ("deepseek-ai/DeepSeek-R1"); presets have other names too (key "names").
 /// Errors: Errc::invalid_argument suggests the nearest name and lists those there are; Errc::io as
 ///         read_model_shape.
 [[nodiscard]] ModelShape find_model_shape(const std::string& name, const std::string& directory);

@@ -133,6 +133,8 @@ struct Target {
   std::string fixed_spec;  ///< Not empty where the lab ignores --spec
   Plan baseline;
   Plan optimized;
+  std::vector<std::string>
+      fabrics{};  ///< That Settings::fabric may name, the default first; empty: it has none
 };
 
 /// The nine targets, by name.
@@ -143,7 +145,9 @@ struct Target {
 /// What --target-extra-arg and the options of `run` set.
 struct Settings {
   std::string spec = "gpt_oss_120b_gb200_ib";
-  std::string fabric;  ///< Empty: $MPE_FABRIC, else nvlink
+  /// One of the target's fabrics. gpt_gb200: ib, ethernet or both, which are two runs (the lab's
+  /// custom_gpt_oss_gb200.py). Empty: the target's first, for environments $MPE_FABRIC where it is one of theirs.
+  std::string fabric;
   bool validate = false;
   // moe_vllm_env's command; 0: the fabric's own value.
   std::string model = "gpt-oss-20b/original/";
@@ -160,12 +164,16 @@ struct Run {
   const Target* target = nullptr;
   Role role = Role::baseline;
   std::string spec;
+  std::string fabric;     ///< Empty where the target has none to choose
   Evaluation evaluation;  ///< Of kinds alltoall and vllm with the collective in place of ep_time_ms
   const EnvProfile* profile = nullptr;
   double collective_gb_per_s = 0;  ///< Base bandwidth times efficiency
+  double exchange_gb_per_s = 0;    ///< What the exchange of experts goes over: the same, or that of a plan
+  double network_gb_per_s = 0;     ///< All cards of a node
 };
 
-/// Errors: Errc::invalid_argument as evaluate, find_spec and the profiles.
+/// Errors: Errc::invalid_argument as evaluate, find_spec and the profiles; a fabric that the target does not have;
+///         "both", which is two runs; more tp * pp than GPUs to serve with.
 [[nodiscard]] Run run(const Target& target, Role role, const Settings& settings);
 
 /// Both halves of every target, compared: one row for each half, one for each pair, exports and commands for the

@@ -27,6 +27,7 @@ struct Table {
   std::string key;
   std::vector<Column> columns;
   std::vector<std::vector<RecordValue>> rows;
+  bool for_people = false;  ///< Left out of JSON, where other tables have its numbers
 };
 
 /// What a command of the planner answers, in one form for people and programs.
