@@ -164,9 +164,18 @@ std::vector<CostParameter> low_latency_parameters(bool dispatch) {
   return list;
 }
 
-std::vector<CostParameter> normal_parameters() {
+/// A warp moves a row 512 bytes at a time (32 lanes of 16), that is 256 elements, and waits for each load. Dispatch has
+/// five loads in flight; combine sends with four, then sums the rows of a token with one.
+/// Source: UNROLLED_WARP_COPY and the loop of the sum in csrc/kernels/legacy/intranode.cu of deepseek-ai/DeepEP at
+///         dd758ca. The latency of a load that misses the caches is an assumption.
+constexpr double kLoadUs = 0.6;
+constexpr double kElementsOfALoad = 256;
+constexpr double kDispatchElement = kLoadUs / kElementsOfALoad / 5;
+constexpr double kCombineElement = kLoadUs / kElementsOfALoad * (1 + 1.0 / 4);
+
+std::vector<CostParameter> normal_parameters(double element) {
   return {us("base", 18, "kernel and notification"),
-          us("base_element", 1e-3, "for each element of a row"),
+          us("base_element", element, "for each element of a row: loads that a warp waits for"),
           us("base_rank", 0.3, "for each rank that a token reaches"),
           us("network_node", 5, "each other node"),
           us("older_release", 5, "of the older measured release, one node"),
@@ -240,8 +249,8 @@ std::vector<CostForm> make_forms() {
   std::vector<CostForm> all;
   all.push_back({"deepep_low_latency", "dispatch", low_latency_parameters(true), low_latency_dispatch});
   all.push_back({"deepep_low_latency", "combine", low_latency_parameters(false), low_latency_combine});
-  all.push_back({"deepep_normal", "dispatch", normal_parameters(), normal_mode});
-  all.push_back({"deepep_normal", "combine", normal_parameters(), normal_mode});
+  all.push_back({"deepep_normal", "dispatch", normal_parameters(kDispatchElement), normal_mode});
+  all.push_back({"deepep_normal", "combine", normal_parameters(kCombineElement), normal_mode});
   for (const char* op : {"dispatch", "combine"})
     all.push_back({"deepep_notify", op, notify_parameters(), notify});
   for (const char* op : {"dispatch", "combine", "combine_low_precision", "prepare"})

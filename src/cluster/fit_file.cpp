@@ -55,7 +55,7 @@ CostFit read_fit(const std::string& path, const toml::table& table) {
   const detail::TomlReader reader(
       path, table,
       {"regime", "op", "variant", "hardware", "fitted", "shape_left_out", "scale_left_out", "parameters"},
-      "fit");
+      "fit.");
   CostFit fit;
   fit.regime = reader.text("regime");
   fit.op = reader.text("op");

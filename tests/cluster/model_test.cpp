@@ -49,7 +49,7 @@ TEST_F(ModelTest, NamesLineAndColumnOfEveryMistake) {
   refuse(replaced(kMoe, "[architecture]", "[architectur]"),
          "7:2: unknown key \"architectur\"; did you mean \"architecture\"? Allowed are format, description, "
          "source, "
-         "experts, topk, hidden, architecture, attention, linear_attention");
+         "names, experts, topk, hidden, architecture, attention, linear_attention");
   refuse("format = 1\ndescription = \"d\"\nsource = \"s\"\nexperts = 8\ntopk = 2\nhidden = 64\n",
          "1:1: key \"architecture\" is missing");
   refuse(replaced(kMoe, "vocab", "vocap"),
