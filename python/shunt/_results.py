@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ class Results:
     """What one file of results holds."""
 
     context: dict[str, Any] = field(default_factory=dict)
-    """What stands above the results: machine, command, seed (docs/formats.md); empty for a TSV, which has none."""
+    """What stands above the results: machine, command, seed (docs/formats.md). Of a TSV: its "comment"."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """One dict for each result, in the order of the file; None where a result has no such number."""
 
@@ -52,7 +51,7 @@ def load_results(path: str | os.PathLike[str]) -> Results:
     name = os.fspath(path)
     try:
         with open(name, encoding="utf-8") as file:
-            return _table(file) if name.endswith(".tsv") else _lines(name, file)
+            return _table(name, file) if name.endswith(".tsv") else _lines(name, file)
     except UnicodeDecodeError as error:
         raise FileError(f"{name}: is no text: {error}") from None
     except OSError as error:
@@ -83,14 +82,30 @@ def _lines(name: str, file: Any) -> Results:
     return Results(context, records)
 
 
-def _table(file: Any) -> Results:
-    return Results(
-        {}, [{key: _cell(cell) for key, cell in row.items()} for row in csv.DictReader(file, delimiter="\t")]
-    )
+def _table(name: str, file: Any) -> Results:
+    """Comments, among them the units, then the names, then a line for each point."""
+    comments: list[str] = []
+    names: list[str] = []
+    records = []
+    for number, line in enumerate(file, 1):
+        text = line.rstrip("\n")
+        if text.startswith("#"):
+            comments.append(text[1:].strip())
+            continue
+        cells = text.split("\t")
+        if not names:
+            names = cells
+            continue
+        if len(cells) != len(names):
+            raise FileError(f"{name}:{number}: has {len(cells)} cells; the first line has {len(names)} names")
+        records.append({key: _cell(cell) for key, cell in zip(names, cells, strict=True)})
+    if not names:
+        raise FileError(f"{name}: is empty; a table begins with the names of its columns")
+    return Results({"comment": " ".join(comments)} if comments else {}, records)
 
 
-def _cell(text: str | None) -> Any:
-    if text is None or text in ("", "NA"):
+def _cell(text: str) -> Any:
+    if text in ("", "NA"):
         return None
     kinds: tuple[Callable[[str], Any], ...] = (int, float)
     for kind in kinds:

@@ -55,9 +55,13 @@ def test_what_is_no_result_is_named(tmp_path):
 
 def test_a_table_has_numbers(tmp_path):
     path = tmp_path / "a.tsv"
-    path.write_text("method\ttok\tus\nshunt\t4\t1.5\nsimd/put\t8\tNA\n")
-    records = shunt.load_results(path).records
-    assert records == [{"method": "shunt", "tok": 4, "us": 1.5}, {"method": "simd/put", "tok": 8, "us": None}]
+    path.write_text("# us: microseconds\nmethod\ttok\tus\nshunt\t4\t1.5\nsimd/put\t8\tNA\n")
+    results = shunt.load_results(path)
+    assert results.context == {"comment": "us: microseconds"}
+    assert results.records == [{"method": "shunt", "tok": 4, "us": 1.5}, {"method": "simd/put", "tok": 8, "us": None}]
+    path.write_text("a\tb\n1\n")
+    with pytest.raises(shunt.FileError, match=r"a\.tsv:2: has 1 cells; the first line has 2 names"):
+        shunt.load_results(path)
 
 
 def test_pandas_has_the_records():
