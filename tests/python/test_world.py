@@ -152,7 +152,9 @@ shunt.run_ranks(rank, 2)
 
 def test_an_interrupt_ends_the_ranks():
     text = """
-import os, shunt, time
+import os, shunt, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Also where the tests were started with it ignored
+signal.alarm(100)
 def rank(world):
     os.write(1, f"{os.getpid()}\\n".encode())
     if world.rank == 0:
