@@ -68,6 +68,23 @@ def test_a_tensor_elsewhere_is_refused():
             moe.combine(received.rows, torch.zeros(2, 1, dtype=torch.float64))
 
 
+def test_fp8_tensors_where_pytorch_has_them():
+    if not hasattr(torch, "float8_e4m3fn"):
+        pytest.skip(f"PyTorch {torch.__version__} has no fp8")
+    config = shunt.Config(
+        max_tokens=2, num_experts=2, top_k=1, hidden=8, token_dtype=torch.float8_e4m3fn, expert_dtype=torch.float32,
+        out_dtype=torch.float32,
+    )  # fmt: skip
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config, arrays="torch")
+        tokens = torch.arange(16.0).reshape(2, 8).to(torch.float8_e4m3fn)
+        received = moe.dispatch(tokens, torch.tensor([[1], [0]]))
+        assert received.rows.dtype == torch.float8_e4m3fn
+        assert torch.equal(received.rows.float(), tokens.float().flip(0))
+        out = moe.combine(received.rows.float(), torch.ones(2, 1))
+        assert torch.equal(out, tokens.float())
+
+
 def test_mixed_with_numpy():
     config = shunt.Config(
         max_tokens=2,
