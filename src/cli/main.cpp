@@ -47,7 +47,7 @@ int run(int argc, char** argv) {
     // The library has codes of its own; here 0 is help and version, and 2 whatever the user can mend.
     if (error.get_exit_code() == 0) return app.exit(error);
     const std::string name = shunt::cli::command_name(app);
-    fmt::print(stderr, "shunt: {}: {} ({} --help says more)\n", name, error.what(), name);
+    fmt::print(stderr, "{}: {} ({} --help says more)\n", name, error.what(), name);
     return 2;
   }
   return command ? command() : 2;

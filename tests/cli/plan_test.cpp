@@ -128,7 +128,7 @@ TEST(PlanTest, OptionsThatWouldDoNothingAreRefused) {
   expect_usage_error({"plan", "schedule", "--schedule", "1f1b", "--chunks", "3"},
                      "shunt: --chunks is for the interleaved schedule, " + schedule);
   expect_usage_error({"plan", "memory", "--tp", "8"},
-                     "shunt: shunt plan memory: --model is required (shunt plan memory --help says more)\n");
+                     "shunt plan memory: --model is required (shunt plan memory --help says more)\n");
   const nlohmann::json path = json_of({"plan", "step", "--model", "mixtral-8x7b", "--dp", "8", "--ep", "8",
                                        "--phase", "decode", "--path", "rail_aligned"});
   EXPECT_NE(path.at("notes").dump().find("--path rail_aligned does not hold"), std::string::npos) << path;
