@@ -77,6 +77,7 @@ RoutingMoves::RoutingMoves(const RoutingPoint& point, const GateOutput<float>& g
       tokens_(point.tokens * row_bytes_),
       rows_(k_ * point.tokens * row_bytes_),
       out_(point.tokens * row_bytes_),
+      sum_(row_bytes_),
       next_(at(point.num_experts) + 1),
       positions_(at(point.tokens * k_)),
       summed_(at(k_)) {
@@ -121,6 +122,7 @@ void RoutingMoves::pack(const PackKernels& kernels) {
   if constexpr (Streaming) store_fence();
 }
 
+template <bool Streaming>
 void RoutingMoves::combine(const PackKernels& kernels) {
   const std::int64_t selections = point_.tokens * k_;
   for (std::int64_t t = 0; t < point_.tokens; ++t) {
@@ -132,25 +134,33 @@ void RoutingMoves::combine(const PackKernels& kernels) {
       if (later < selections && positions_[at(later)] >= 0)
         prefetch_to_read(rows_.data() + positions_[at(later)] * row_bytes_);
     }
+    std::byte* out = out_.data() + t * row_bytes_;
     kernels.weighted_sum({.rows = summed_.data(),
                           .weights = weights_.data() + t * k_,
                           .num_rows = k_,
                           .hidden = point_.hidden,
                           .row_dtype = point_.dtype,
                           .out_dtype = point_.dtype,
-                          .out = out_.data() + t * row_bytes_});
+                          .out = Streaming ? sum_.data() : out});
+    // A sum that is written line by line would first be read from memory; the one in the cache is written past it.
+    if constexpr (Streaming) kernels.copy_streaming(out, sum_.data(), row_bytes_);
   }
+  if constexpr (Streaming) store_fence();
 }
 
 RoutingMoves::Took RoutingMoves::run(const PackKernels& kernels) {
   const auto start = Clock::now();
   place();
-  if (streaming_ && kernels.isa != Isa::scalar)
+  const bool streaming = streaming_ && kernels.isa != Isa::scalar;
+  if (streaming)
     pack<true>(kernels);
   else
     pack<false>(kernels);
   const auto packed = Clock::now();
-  combine(kernels);
+  if (streaming)
+    combine<true>(kernels);
+  else
+    combine<false>(kernels);
   return {milliseconds(start, packed), milliseconds(packed, Clock::now())};
 }
 

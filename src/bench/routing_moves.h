@@ -54,6 +54,7 @@ class RoutingMoves {
   void place();
   template <bool Streaming>
   void pack(const PackKernels& kernels);
+  template <bool Streaming>
   void combine(const PackKernels& kernels);
   [[nodiscard]] std::string check_rows(std::int64_t token) const;
   [[nodiscard]] std::string check_sum(std::int64_t token) const;
@@ -62,9 +63,9 @@ class RoutingMoves {
   const GateOutput<float>& gate_;
   const CapacityPlan& plan_;
   std::int64_t capacity_, k_, row_bytes_;
-  bool streaming_;              ///< Rows do not fit the caches: they are written past them
+  bool streaming_;              ///< Rows do not fit the caches: rows and sums are written past them
   std::vector<float> weights_;  ///< [T, K] of the combine
-  Lines tokens_, rows_, out_;
+  Lines tokens_, rows_, out_, sum_;
   std::vector<std::int64_t> next_;
   std::vector<std::int32_t> positions_;  ///< [T, K]
   std::vector<const void*> summed_;

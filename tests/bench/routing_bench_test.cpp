@@ -82,6 +82,19 @@ TEST(RoutingBenchTest, BothImplementationsOfEveryWorkAreRight) {
   }
 }
 
+TEST(RoutingBenchTest, RowsBeyondTheCachesAreRightToo) {
+  RoutingPoint point = small(RoutingWork::routing);
+  point.tokens = 1100;
+  point.hidden = 4097;
+  point.top_k = 2;
+  point.dtype = DType::f32;  // 36 MB of rows
+  point.impls = {"simd"};
+  point.warmup = 0;
+  point.iterations = 1;
+  const RoutingResult result = measure_point(point);
+  EXPECT_FALSE(result.failed) << result.rows[0].reason;
+}
+
 TEST(RoutingBenchTest, EveryGateCanBePacked) {
   for (const std::string& gate : gate_names()) {
     RoutingPoint point = small(RoutingWork::capacity);
