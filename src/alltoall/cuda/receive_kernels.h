@@ -6,6 +6,7 @@
 
 #include <shunt/device/context.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 
 #include "block.h"
 #include "frame.h"
@@ -231,16 +232,13 @@ struct PlaceEntries {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Frame& f = args.frame;
     if (f.state().is_void != 0) return;
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
-    const std::int32_t first = ctx.block() * warps + ctx.warp();
-    const std::int32_t step = ctx.num_blocks() * warps;
     const std::int64_t cells = static_cast<std::int64_t>(f.local_experts()) * f.num_ranks;
-    for (std::int64_t cell = first; cell < cells; cell += step) {
+    for (const std::int64_t cell : device::tasks_of_warp(ctx, cells)) {
       const auto expert = static_cast<std::int32_t>(cell / f.num_ranks);
       const auto source = static_cast<std::int32_t>(cell - static_cast<std::int64_t>(expert) * f.num_ranks);
       if (f.lives(source)) place(ctx, f, expert, source);
     }
-    if (f.delivery == Delivery::view || f.padding != PaddingRows::untouched) pad(ctx, f, first, step);
+    if (f.delivery == Delivery::view || f.padding != PaddingRows::untouched) pad(ctx, f);
   }
 
   template <class Context>
@@ -266,13 +264,14 @@ struct PlaceEntries {
   }
 
   template <class Context>
-  static SHUNT_DEVICE void pad(Context& ctx, const Frame& f, std::int32_t first, std::int32_t step) {
+  static SHUNT_DEVICE void pad(Context& ctx, const Frame& f) {
     const auto* starts = f.own<const std::int32_t>(f.at.starts_out_at);
     const auto* counts = f.own<const std::int32_t>(f.at.counts_out_at);
     const bool view = f.delivery == Delivery::view;
     for (std::int32_t expert = 0; expert < f.local_experts(); ++expert) {
       const std::int32_t begin = starts[expert] + counts[expert];
-      for (std::int64_t row = begin + first; row < starts[expert + 1]; row += step) {
+      for (const std::int64_t i : device::tasks_of_warp(ctx, starts[expert + 1] - begin)) {
+        const std::int64_t row = begin + i;
         if (!view)
           fill(ctx, f, row);
         else if (ctx.lane() == 0)
@@ -308,12 +307,9 @@ struct CopyRows {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Frame& f = args.frame;
     const std::int64_t parts = Part::parts_of(f.at.row_bytes);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = f.state().num_rows * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
     const auto* arrivals = f.own<const Arrival>(f.at.arrivals_at);
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t i = task / parts;
       const std::int64_t part = task - i * parts;
       const Arrival arrival = arrivals[i];

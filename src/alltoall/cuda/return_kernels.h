@@ -7,6 +7,7 @@
 
 #include <shunt/device/context.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 
 #include "block.h"
 #include "frame.h"
@@ -41,12 +42,9 @@ struct ReturnRows {
     State& state = f.state();
     if (state.dead != 0) return;
     const std::int64_t parts = RowPart<Bytes>::parts_of(f.at.result_bytes);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = state.num_rows * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
     const auto* arrivals = f.own<const Arrival>(f.at.arrivals_at);
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t i = task / parts;
       const Arrival arrival = arrivals[i];
       RowPart<Bytes> data;
@@ -87,12 +85,9 @@ struct StageResults {
         f.own<ReturnHeader>(f.at.out_headers_at)[to].num_rows =
             f.own<std::int32_t>(f.at.group_rows_at)[to / f.group_size];
     const std::int64_t parts = RowPart<Bytes>::parts_of(f.at.result_bytes);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = args.in_place || state.dead != 0 ? 0 : state.num_rows * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
     const auto* arrivals = f.own<const Arrival>(f.at.arrivals_at);
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t i = task / parts;
       const std::int64_t row = arrivals[i].row;
       RowPart<Bytes> data;
@@ -117,18 +112,15 @@ struct PutResults {
     const Frame& f = args.frame;
     const State& state = f.state();
     if (state.dead != 0) return;
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
-    const std::int64_t first = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp();
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
     constexpr auto kHeader = static_cast<std::int64_t>(sizeof(ReturnHeader));
-    for (std::int64_t peer = first; peer < f.num_ranks; peer += step) {
+    for (const std::int64_t peer : device::tasks_of_warp(ctx, f.num_ranks)) {
       const auto to = static_cast<std::int32_t>(peer);
       if (f.lives(to))
         args.net.put(ctx, to, f.at.return_headers_at + f.rank * kHeader, f.at.out_headers_at + to * kHeader,
                      kHeader, f.signal(Signal::returned, f.rank));
     }
     const auto* arrivals = f.own<const Arrival>(f.at.arrivals_at);
-    for (std::int64_t task = first; task < std::int64_t{state.num_rows} * f.group_size; task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, std::int64_t{state.num_rows} * f.group_size)) {
       const std::int64_t i = task / f.group_size;
       const Arrival arrival = arrivals[i];
       const std::int32_t to =

@@ -6,6 +6,7 @@
 
 #include <shunt/device/context.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 
 #include "block.h"
 #include "frame.h"
@@ -43,10 +44,7 @@ struct PrepareSend {
     const std::int64_t asked = args.call.input.live_tokens == nullptr ? given : *args.call.input.live_tokens;
     const std::int64_t tokens = asked >= 0 && asked <= given ? asked : 0;
     const TokenShare share = token_share(tokens, f.members, f.member);
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * ctx.num_threads();
-    for (std::int64_t i = static_cast<std::int64_t>(ctx.block()) * ctx.num_threads() + ctx.thread();
-         i < tokens * f.top_k; i += step)
-      prepare(ctx, args, share, i);
+    for (const std::int64_t i : device::items_of_thread(ctx, tokens * f.top_k)) prepare(ctx, args, share, i);
     if (!is_last_block(ctx, state, 0) || ctx.thread() != 0) return;
     begin_step(args, state, asked, tokens, share);
   }
@@ -203,11 +201,9 @@ SHUNT_DEVICE void announce(Context& ctx, const SendArgs<Target>& args) {
   const Frame& f = args.frame;
   const SharePlan plan(f);
   State& state = f.state();
-  const std::int64_t first = static_cast<std::int64_t>(ctx.block()) * ctx.num_threads() + ctx.thread();
-  const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * ctx.num_threads();
   const std::int32_t experts = f.partition.num_experts;
   const std::int64_t entries = plan.starts[experts];
-  for (std::int64_t i = first; i < entries; i += step) {
+  for (const std::int64_t i : device::items_of_thread(ctx, entries)) {
     const std::int32_t at = plan.selections[i];
     const std::int32_t token = at / (2 * f.top_k);
     const std::int32_t k = at - token * 2 * f.top_k;
@@ -219,7 +215,7 @@ SHUNT_DEVICE void announce(Context& ctx, const SendArgs<Target>& args) {
     to[i - plan.starts[f.partition.first(owner)]] = entry;
   }
   const std::int64_t words = std::int64_t{1} + f.num_ranks + f.most_experts;
-  for (std::int64_t i = first; i < f.num_ranks * words; i += step) {
+  for (const std::int64_t i : device::items_of_thread(ctx, f.num_ranks * words)) {
     const auto owner = static_cast<std::int32_t>(i / words);
     const auto word = static_cast<std::int32_t>(i - owner * words);
     if (!f.lives(owner)) continue;
@@ -259,11 +255,8 @@ struct SendCopy {
     if (state.dead != 0) return;
     const SharePlan plan(f);
     const std::int64_t parts = RowPart<Bytes>::parts_of(f.at.row_bytes);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = args.in_place ? 0 : state.share_tokens * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t token = task / parts;
       const std::int64_t part = task - token * parts;
       RowPart<Bytes> data;
@@ -324,11 +317,8 @@ struct SendQuantise {
     if (state.dead != 0) return;
     const SharePlan plan(f);
     const std::int64_t parts = quantise_parts(f.hidden, f.scale_block);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = state.share_tokens * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t token = task / parts;
       quantise_part<From, To>(ctx, row_of(args.tokens, state.share_begin + token), f.hidden, f.scale,
                               f.scale_block, task - token * parts, Writer{&args, &plan, token});
@@ -356,10 +346,7 @@ struct PutTokens {
     const State& state = f.state();
     if (state.dead != 0) return;
     const SharePlan plan(f);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
-    const std::int64_t first = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp();
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t peer = first; peer < f.num_ranks; peer += step) {
+    for (const std::int64_t peer : device::tasks_of_warp(ctx, f.num_ranks)) {
       const auto to = static_cast<std::int32_t>(peer);
       if (!f.lives(to)) continue;
       args.net.put(ctx, to, f.announcement(f.rank), f.at.out_announcements_at + to * f.at.announce_stride,
@@ -368,7 +355,7 @@ struct PutTokens {
     }
     const std::int64_t bytes =
         f.at.row_scale_bytes == 0 ? f.at.row_bytes : f.at.scale_at + f.at.row_scale_bytes;
-    for (std::int64_t task = first; task < std::int64_t{state.share_tokens} * f.top_k; task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, std::int64_t{state.share_tokens} * f.top_k)) {
       const std::int64_t token = task / f.top_k;
       std::int32_t to = -1;
       const std::int32_t slot = plan.slot(f, token, static_cast<std::int32_t>(task - token * f.top_k), to);

@@ -5,6 +5,7 @@
 #include <shunt/device/context.h>
 #include <shunt/device/convert.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 
 #include "touch.h"
 
@@ -55,11 +56,8 @@ struct TouchRows {
   template <class Context>
   static SHUNT_DEVICE void run(Context& ctx, const Args& t) {
     const std::int64_t parts = (t.hidden + kPart - 1) / kPart;
-    const std::int32_t warps = ctx.num_threads() / device::kWarpSize;
     const std::int64_t tasks = t.starts[t.num_experts] * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t row = task / parts;
       const std::int32_t expert = expert_of(t, row);
       if (row >= static_cast<std::int64_t>(t.starts[expert]) + t.counts[expert]) continue;

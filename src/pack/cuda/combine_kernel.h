@@ -6,6 +6,7 @@
 #include <shunt/device/context.h>
 #include <shunt/device/convert.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 #include <shunt/pack/cuda.h>
 
 #include "move_kernels.h"
@@ -53,11 +54,8 @@ struct CombineRows {
     const Combine& c = args.combine;
     constexpr std::int64_t kPart = std::int64_t{kColumns} * kWarpSize;
     const std::int64_t parts = (c.hidden + kPart - 1) / kPart;
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = live_count(c.num_tokens, c.live_tokens) * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t token = task / parts;
       const std::int64_t column =
           (task - token * parts) * kPart + static_cast<std::int64_t>(ctx.lane()) * kColumns;

@@ -6,6 +6,7 @@
 #include <shunt/device/context.h>
 #include <shunt/device/convert.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 #include <shunt/pack/cuda.h>
 
 namespace shunt::cuda::detail {
@@ -161,11 +162,8 @@ struct GatherCopy {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Gather& g = args.gather;
     const std::int64_t parts = RowPart<Bytes>::parts_of(args.row_bytes);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = live_count(g.num_tokens, g.live_tokens) * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t token = task / parts;
       const std::int64_t part = task - token * parts;
       RowPart<Bytes> data;
@@ -317,11 +315,8 @@ struct GatherQuantise {
     const Gather& g = args.gather;
     const std::int64_t block = g.scales.block;
     const std::int64_t parts = quantise_parts(g.hidden, block);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = live_count(g.num_tokens, g.live_tokens) * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t token = task / parts;
       quantise_part<From, To>(ctx, row_of(g.from, token), g.hidden, g.scales.type, block,
                               task - token * parts, Writer{&g, token, (g.hidden + block - 1) / block});
@@ -346,11 +341,8 @@ struct ScatterCopy {
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const Scatter& s = args.scatter;
     const std::int64_t parts = RowPart<Bytes>::parts_of(args.row_bytes);
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     const std::int64_t tasks = live_count(s.num_rows, s.live_rows) * parts;
-    const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * warps;
-    for (std::int64_t task = static_cast<std::int64_t>(ctx.block()) * warps + ctx.warp(); task < tasks;
-         task += step) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, tasks)) {
       const std::int64_t from = task / parts;
       const std::int64_t to = s.destinations[from];
       if (to < 0) continue;

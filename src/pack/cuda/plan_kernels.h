@@ -6,6 +6,7 @@
 
 #include <shunt/device/context.h>
 #include <shunt/device/qualifiers.h>
+#include <shunt/device/tasks.h>
 #include <shunt/pack/cuda.h>
 
 namespace shunt::cuda::detail {
@@ -63,19 +64,16 @@ struct CountUnits {
   template <class Context>
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const std::int32_t lane = ctx.lane();
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     if (ctx.block() == 0 && ctx.thread() == 0) *args.blocks_done = 0;
     if (args.plan.selections != nullptr) {
-      const std::int64_t step = static_cast<std::int64_t>(ctx.num_blocks()) * ctx.num_threads();
-      for (std::int64_t row = static_cast<std::int64_t>(ctx.block()) * ctx.num_threads() + ctx.thread();
-           row < args.input.max_rows; row += step)
+      for (const std::int64_t row : device::items_of_thread(ctx, args.input.max_rows))
         args.plan.selections[row] = -1;
     }
     auto tile = ctx.template shared<std::int32_t>(ctx.warp() * args.tile * 4, args.tile);
     const std::int32_t experts = args.input.num_experts;
     const std::int32_t live = live_selections(args.input.selections);
-    for (std::int32_t unit = ctx.block() * warps + ctx.warp(); unit < args.num_units;
-         unit += ctx.num_blocks() * warps) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, args.num_units)) {
+      const auto unit = static_cast<std::int32_t>(task);
       const std::int32_t begin = unit * args.unit;
       const std::int32_t end = live - begin < args.unit ? live : begin + args.unit;
       std::int32_t invalid = live;
@@ -269,12 +267,11 @@ struct PlaceUnits {
   template <class Context>
   static SHUNT_DEVICE void run(Context& ctx, const Args& args) {
     const std::int32_t lane = ctx.lane();
-    const std::int32_t warps = ctx.num_threads() / kWarpSize;
     auto tile = ctx.template shared<std::int32_t>(ctx.warp() * args.tile * 4, args.tile);
     const std::int32_t experts = args.input.num_experts;
     const std::int32_t live = live_selections(args.input.selections);
-    for (std::int32_t unit = ctx.block() * warps + ctx.warp(); unit < args.num_units;
-         unit += ctx.num_blocks() * warps) {
+    for (const std::int64_t task : device::tasks_of_warp(ctx, args.num_units)) {
+      const auto unit = static_cast<std::int32_t>(task);
       const std::int32_t begin = unit * args.unit;
       const std::int32_t end = live - begin < args.unit ? live : begin + args.unit;
       for (std::int32_t base = 0; base < experts; base += args.tile) {
