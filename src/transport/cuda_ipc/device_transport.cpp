@@ -1,19 +1,10 @@
 #include "cuda_ipc/device_transport.h"
 
-#include <algorithm>
-#include <string>
 #include <utility>
 
-#include <fmt/format.h>
+#include "signal_word.h"
 
 namespace shunt::cuda_ipc {
-namespace {
-
-[[nodiscard]] bool reached(std::uint64_t seen, std::uint64_t value) noexcept {
-  return static_cast<std::int64_t>(seen - value) >= 0;
-}
-
-}  // namespace
 
 DeviceTransport::DeviceTransport(Transport& control, std::unique_ptr<DeviceApi> device, Deadline deadline,
                                  std::unique_ptr<Transport> owned)
@@ -21,18 +12,15 @@ DeviceTransport::DeviceTransport(Transport& control, std::unique_ptr<DeviceApi> 
       owned_(std::move(owned)),
       control_(control),
       device_(std::move(device)),
-      rings_(static_cast<std::size_t>(world_.size)) {
-  bells_ = control_.allocate(world_.size * kSignalStride, "bells of signals", deadline);
+      bells_(
+          control, [this](const std::byte* word) { return device_->load_signal(word); }, deadline) {
   open_records(deadline);
   meet_devices(deadline);
-  control_.set_wait_breaker(this);
 }
 
 DeviceTransport::~DeviceTransport() {
-  control_.set_wait_breaker(nullptr);
   for (Buffer& buffer : buffers_) release_parts(buffer.parts);
   control_.release(records_);
-  control_.release(bells_);
 }
 
 std::byte* DeviceTransport::peer_pointer(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
@@ -43,12 +31,7 @@ std::byte* DeviceTransport::peer_pointer(const SymmetricBuffer& buffer, std::int
 std::byte* DeviceTransport::target(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
                                    std::int64_t bytes) const {
   if (!holds(buffer, peer) || offset < 0 || bytes < 0 || offset > buffer.bytes - bytes) [[unlikely]] {
-    throw Error(
-        Errc::invalid_argument,
-        fmt::format(
-            "rank {}: {} bytes at offset {} of rank {}, but buffer {} has {} bytes on ranks 0 to {}{}",
-            world_.rank, bytes, offset, peer, buffer.id, buffer.bytes, world_.size - 1,
-            offset % 8 == 0 ? "" : "; signal words lie at multiples of 8 bytes"));
+    throw_outside(world_, buffer, peer, offset, bytes);
   }
   std::byte* part = buffers_[static_cast<std::size_t>(buffer.id)].parts[static_cast<std::size_t>(peer)];
   return part == nullptr ? nullptr : part + offset;
@@ -56,7 +39,7 @@ std::byte* DeviceTransport::target(const SymmetricBuffer& buffer, std::int32_t p
 
 std::byte* DeviceTransport::signal_target(const SymmetricBuffer& buffer, std::int32_t peer,
                                           std::int64_t signal_offset) const {
-  // A length that fits nowhere: the check of target() composes the message.
+  // A length that fits nowhere: target() says so.
   return target(buffer, peer, signal_offset, signal_offset % 8 == 0 ? 8 : buffer.bytes + 1);
 }
 
@@ -86,43 +69,12 @@ void DeviceTransport::store_and_ring(std::byte* word, std::int32_t peer, std::ui
   device_->store_signal(word, value);
   // Who hears the bell must find the word.
   device_->synchronize();
-  control_.signal(bells_, peer, world_.rank * kSignalStride, ++rings_[static_cast<std::size_t>(peer)]);
+  bells_.ring(peer);
 }
 
 std::uint64_t DeviceTransport::wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset,
                                            std::uint64_t value, Deadline deadline, const WaitSite& site) {
-  const std::byte* word = signal_target(buffer, world_.rank, signal_offset);
-  // A wait that names no peer is ended by what a kernel has stored, or by its deadline.
-  const bool named = site.peer >= 0 && site.peer < world_.size;
-  const std::int64_t bell = (named ? site.peer : world_.rank) * kSignalStride;
-  while (true) {
-    // Before the word: a bell that rings after this look ends the wait below.
-    const std::uint64_t rung = control_.poll_signal(bells_, bell);
-    std::uint64_t seen = device_->load_signal(word);
-    if (reached(seen, value)) return seen;
-    awaited_word_ = word;
-    awaited_value_ = value;
-    word_came_ = false;
-    try {
-      control_.wait_signal(bells_, bell, rung + 1, deadline, site);
-      awaited_word_ = nullptr;
-    } catch (const Error&) {
-      awaited_word_ = nullptr;
-      // Also where the peer has stored it last and gone.
-      seen = device_->load_signal(word);
-      if (word_came_ || reached(seen, value)) return seen;
-      throw;
-    }
-  }
-}
-
-/// Long waits of `control_` call this now and then.
-bool DeviceTransport::breaks_waits() {
-  if (awaited_word_ != nullptr && reached(device_->load_signal(awaited_word_), awaited_value_)) {
-    word_came_ = true;
-    return true;
-  }
-  return breaker_ != nullptr && breaker_->breaks_waits();
+  return bells_.wait(signal_target(buffer, world_.rank, signal_offset), value, deadline, site);
 }
 
 std::uint64_t DeviceTransport::poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) {

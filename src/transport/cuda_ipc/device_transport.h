@@ -10,6 +10,7 @@
 #include <shunt/core/error.h>
 #include <shunt/transport/transport.h>
 
+#include "bells.h"
 #include "cuda_ipc/device_api.h"
 #include "cuda_ipc/file_exchange.h"
 
@@ -17,13 +18,10 @@ namespace shunt::cuda_ipc {
 
 /// Ranks of one machine over GPU memory that all of them can load and store. What the ranks agree on, and that they
 /// are there, goes over a host transport (`control`).
-/// Signals lie in GPU memory, where kernels find them; because no CPU can watch a word there, whoever signals from the
-/// host also rings a bell of the receiver in host memory, once the word is stored. Waits watch the bell, with all that
-/// the host transport's waits do, and look at the word when it rings. A word that a kernel has stored is found too, but
-/// only when a wait has begun to sleep, which it does after a millisecond or so.
+/// Signals lie in GPU memory, where kernels find them; see Bells for how a host waits for one.
 /// put() and its kin take sources in host or in device memory. Direct stores by kernels are ordered before a signal
 /// where the caller has synchronised their stream.
-class DeviceTransport final : public Transport, private WaitBreaker {
+class DeviceTransport final : public Transport {
  public:
   /// Collective. `control` must offer load and store among all ranks and outlive this, unless it is `owned`.
   /// Errors: Errc::unavailable on every rank, naming two GPUs that do not reach each other; as control.allocate().
@@ -54,7 +52,7 @@ class DeviceTransport final : public Transport, private WaitBreaker {
   void fence() override {}
   void quiet() override { device_->synchronize(); }
   void exclude(std::span<const std::int32_t> ranks) override;
-  void set_wait_breaker(WaitBreaker* breaker) noexcept override { breaker_ = breaker; }
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { bells_.set_breaker(breaker); }
   void set_waits_for_room(bool on) noexcept override { control_.set_waits_for_room(on); }
   [[nodiscard]] Transport& host() noexcept override { return control_; }
 
@@ -78,7 +76,6 @@ class DeviceTransport final : public Transport, private WaitBreaker {
     std::vector<std::byte*> parts = {};  ///< [R]; null for ranks excluded before. Empty: free
   };
 
-  [[nodiscard]] bool breaks_waits() override;
   [[nodiscard]] bool holds(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept {
     return static_cast<std::uint32_t>(peer) < static_cast<std::uint32_t>(world_.size) &&
            static_cast<std::size_t>(buffer.id) < buffers_.size() &&
@@ -111,17 +108,11 @@ class DeviceTransport final : public Transport, private WaitBreaker {
   std::vector<Identity> identities_;   ///< [R]
   std::vector<Buffer> buffers_;        ///< By SymmetricBuffer::id
 
-  SymmetricBuffer bells_;             ///< In host memory: one word for each peer, which counts its signals
-  std::vector<std::uint64_t> rings_;  ///< [R] Signals to each peer so far
-  SymmetricBuffer records_;           ///< In host memory: see exchange()
-  std::uint64_t exchanges_ = 0;       ///< Over records_
-  bool records_stale_ = false;        ///< Survivors of an exclusion may have come to different exchanges
-  std::uint64_t serial_ = 0;          ///< Of the allocations that survivors have agreed on
-
-  WaitBreaker* breaker_ = nullptr;
-  const std::byte* awaited_word_ = nullptr;  ///< Of the wait that is under way
-  std::uint64_t awaited_value_ = 0;
-  bool word_came_ = false;
+  Bells bells_;
+  SymmetricBuffer records_;      ///< In host memory: see exchange()
+  std::uint64_t exchanges_ = 0;  ///< Over records_
+  bool records_stale_ = false;   ///< Survivors of an exclusion may have come to different exchanges
+  std::uint64_t serial_ = 0;     ///< Of the allocations that survivors have agreed on
 };
 
 }  // namespace shunt::cuda_ipc

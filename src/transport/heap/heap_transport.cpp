@@ -9,14 +9,12 @@
 #include <shunt/core/host.h>
 #include <shunt/transport/stream_puts.h>
 
+#include "signal_word.h"
+
 namespace shunt::heap {
 namespace {
 
 constexpr std::chrono::seconds kPatienceAtEnd{2};
-
-[[nodiscard]] bool reached(std::uint64_t seen, std::uint64_t value) noexcept {
-  return static_cast<std::int64_t>(seen - value) >= 0;
-}
 
 [[nodiscard]] std::int64_t round_up(std::int64_t bytes) noexcept {
   constexpr std::int64_t kUnit = 4096;  // Windows of NCCL begin at such addresses
@@ -33,10 +31,9 @@ HeapTransport::HeapTransport(Transport& host, std::unique_ptr<SymmetricHeap> hea
       heap_(std::move(heap)),
       make_engine_(make_engine),
       slots_(static_cast<std::size_t>(kSlots)),
-      rings_(static_cast<std::size_t>(world_.size)) {
+      bells_(
+          host, [this](const std::byte* word) { return heap_->load_signal(word); }, deadline) {
   agreement_ = host_.make_collectives(world_.size * static_cast<std::int64_t>(sizeof(Proposal)), deadline);
-  bells_ = host_.allocate(world_.size * kSignalStride, "bells of signals", deadline);
-  host_.set_wait_breaker(this);
   // Shows which peers can be stored to, too.
   const SymmetricBuffer first = allocate(kStagingBytes, "staging", deadline);
   const std::vector<std::byte*>& parts = slots_[static_cast<std::size_t>(first.id)].parts;
@@ -46,7 +43,7 @@ HeapTransport::HeapTransport(Transport& host, std::unique_ptr<SymmetricHeap> hea
 
 HeapTransport::~HeapTransport() {
   bool together = false;
-  breaker_ = nullptr;
+  bells_.set_breaker(nullptr);
   try {
     heap_->quiet();
     agreement_->barrier(kPatienceAtEnd);
@@ -59,8 +56,6 @@ HeapTransport::~HeapTransport() {
     together = false;
   }
   heap_->close(together);
-  host_.set_wait_breaker(nullptr);
-  host_.release(bells_);
 }
 
 Capabilities HeapTransport::capabilities() const noexcept {
@@ -169,16 +164,12 @@ void HeapTransport::check(const SymmetricBuffer& buffer, std::int32_t peer, std:
                           std::int64_t bytes) const {
   if (holds(buffer, peer) && offset >= 0 && bytes >= 0 && offset <= buffer.bytes - bytes) [[likely]]
     return;
-  throw Error(
-      Errc::invalid_argument,
-      fmt::format("rank {}: {} bytes at offset {} of rank {}, but buffer {} has {} bytes on ranks 0 to {}{}",
-                  world_.rank, bytes, offset, peer, buffer.id, buffer.bytes, world_.size - 1,
-                  offset % 8 == 0 ? "" : "; signal words lie at multiples of 8 bytes"));
+  throw_outside(world_, buffer, peer, offset, bytes);
 }
 
 void HeapTransport::check_signal(const SymmetricBuffer& buffer, std::int32_t peer,
                                  std::int64_t signal_offset) const {
-  // A length that fits nowhere: check() composes the message.
+  // A length that fits nowhere: check() says so.
   check(buffer, peer, signal_offset, signal_offset % 8 == 0 ? 8 : buffer.bytes + 1);
 }
 
@@ -234,43 +225,13 @@ void HeapTransport::store_and_ring(const SymmetricBuffer& buffer, std::int32_t p
     heap_->put_signal(peer, buffer.id, signal_offset, value);
   // Who hears the bell should find the word; where the network is later than that, the wait finds it when it looks next.
   heap_->quiet();
-  host_.signal(bells_, peer, world_.rank * kSignalStride, ++rings_[static_cast<std::size_t>(peer)]);
+  bells_.ring(peer);
 }
 
 std::uint64_t HeapTransport::wait_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset,
                                          std::uint64_t value, Deadline deadline, const WaitSite& site) {
   check_signal(buffer, world_.rank, signal_offset);
-  const std::byte* word = part(buffer, world_.rank) + signal_offset;
-  // A wait that names no peer is ended by what a kernel has stored, or by its deadline.
-  const bool named = site.peer >= 0 && site.peer < world_.size;
-  const std::int64_t bell = (named ? site.peer : world_.rank) * kSignalStride;
-  while (true) {
-    // Before the word: a bell that rings after this look ends the wait below.
-    const std::uint64_t rung = host_.poll_signal(bells_, bell);
-    std::uint64_t seen = heap_->load_signal(word);
-    if (reached(seen, value)) return seen;
-    awaited_word_ = word;
-    awaited_value_ = value;
-    word_came_ = false;
-    try {
-      host_.wait_signal(bells_, bell, rung + 1, deadline, site);
-      awaited_word_ = nullptr;
-    } catch (const Error&) {
-      awaited_word_ = nullptr;
-      // Also where the peer has stored it last and gone.
-      seen = heap_->load_signal(word);
-      if (word_came_ || reached(seen, value)) return seen;
-      throw;
-    }
-  }
-}
-
-bool HeapTransport::breaks_waits() {
-  if (awaited_word_ != nullptr && reached(heap_->load_signal(awaited_word_), awaited_value_)) {
-    word_came_ = true;
-    return true;
-  }
-  return breaker_ != nullptr && breaker_->breaks_waits();
+  return bells_.wait(part(buffer, world_.rank) + signal_offset, value, deadline, site);
 }
 
 std::uint64_t HeapTransport::poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) {

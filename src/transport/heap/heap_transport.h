@@ -9,6 +9,7 @@
 #include <shunt/transport/collectives.h>
 #include <shunt/transport/transport.h>
 
+#include "bells.h"
 #include "heap/symmetric_heap.h"
 
 namespace shunt::heap {
@@ -16,14 +17,12 @@ namespace shunt::heap {
 /// Ranks over the symmetric GPU memory of a library. What the ranks agree on, and that they are there, goes over a host
 /// transport beneath, host(): the calls of such libraries are collective without a deadline and without an error that
 /// names a rank, so each is entered only after every rank has said over host() that it comes.
-/// Signals lie in GPU memory, where kernels find them. Whoever signals from the host also rings a bell of the receiver in
-/// host memory; waits watch that, with all that the host transport's waits do, and look at the word when it rings. A
-/// word that a kernel has stored is found too, when a wait has begun to sleep.
+/// Signals lie in GPU memory, where kernels find them; see Bells for how a host waits for one.
 /// put() and its kin take sources in any memory of this process. What goes to a peer that cannot be stored to is copied
 /// through a staging buffer, unless it lies in symmetric memory.
 /// release() is local, as everywhere, while the libraries free collectively: memory goes back to the library with the
 /// next allocate(), or at the end, once every rank has released it.
-class HeapTransport final : public Transport, private WaitBreaker {
+class HeapTransport final : public Transport {
  public:
   /// Makes the engine of Transport::make_kernel_engine().
   using EngineMaker = void* (*)(SymmetricHeap&, const World&);
@@ -52,7 +51,7 @@ class HeapTransport final : public Transport, private WaitBreaker {
   std::uint64_t poll_signal(const SymmetricBuffer& buffer, std::int64_t signal_offset) override;
   void fence() override;
   void quiet() override { heap_->quiet(); }
-  void set_wait_breaker(WaitBreaker* breaker) noexcept override { breaker_ = breaker; }
+  void set_wait_breaker(WaitBreaker* breaker) noexcept override { bells_.set_breaker(breaker); }
   void set_waits_for_room(bool on) noexcept override { host_.set_waits_for_room(on); }
   [[nodiscard]] Transport& host() noexcept override { return host_; }
   std::unique_ptr<Collectives> make_collectives(std::int64_t max_bytes, Deadline deadline) override;
@@ -82,7 +81,6 @@ class HeapTransport final : public Transport, private WaitBreaker {
     std::array<std::uint64_t, kSlots / 64> released{};
   };
 
-  [[nodiscard]] bool breaks_waits() override;
   [[nodiscard]] bool holds(const SymmetricBuffer& buffer, std::int32_t peer) const noexcept;
   void check(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset, std::int64_t bytes) const;
   void check_signal(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t signal_offset) const;
@@ -104,14 +102,8 @@ class HeapTransport final : public Transport, private WaitBreaker {
   std::unique_ptr<Collectives> agreement_;  ///< Over host_
   std::vector<Slot> slots_;                 ///< By SymmetricBuffer::id
   bool all_reachable_ = false;
-  std::int32_t staging_ = -1;         ///< Slot; -1 where every peer can be stored to
-  SymmetricBuffer bells_;             ///< In host memory: one word for each peer, which counts its signals
-  std::vector<std::uint64_t> rings_;  ///< [R] Signals to each peer so far
-
-  WaitBreaker* breaker_ = nullptr;
-  const std::byte* awaited_word_ = nullptr;  ///< Of the wait that is under way
-  std::uint64_t awaited_value_ = 0;
-  bool word_came_ = false;
+  std::int32_t staging_ = -1;  ///< Slot; -1 where every peer can be stored to
+  Bells bells_;
 };
 
 }  // namespace shunt::heap

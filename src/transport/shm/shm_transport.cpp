@@ -37,15 +37,6 @@ void copy_bytes(std::byte* to, const void* from, std::int64_t bytes) noexcept {
   return ranks;
 }
 
-[[noreturn]] void throw_outside(std::int32_t rank, std::int32_t size, const SymmetricBuffer& buffer,
-                                std::int32_t peer, std::int64_t offset, std::int64_t bytes) {
-  throw Error(
-      Errc::invalid_argument,
-      fmt::format("rank {}: {} bytes at offset {} of rank {}, but buffer {} has {} bytes on ranks 0 to {}{}",
-                  rank, bytes, offset, peer, buffer.id, buffer.bytes, size - 1,
-                  offset % 8 == 0 ? "" : "; signal words lie at multiples of 8 bytes"));
-}
-
 }  // namespace
 
 ShmTransport::ShmTransport(Segment& segment, const World& world, bool processes, bool oversubscribed,
@@ -252,7 +243,7 @@ std::byte* ShmTransport::peer_pointer(const SymmetricBuffer& buffer, std::int32_
 std::byte* ShmTransport::target(const SymmetricBuffer& buffer, std::int32_t peer, std::int64_t offset,
                                 std::int64_t bytes) const {
   if (!holds(buffer, peer) || offset < 0 || bytes < 0 || offset > buffer.bytes - bytes) [[unlikely]] {
-    throw_outside(world_.rank, world_.size, buffer, peer, offset, bytes);
+    throw_outside(world_, buffer, peer, offset, bytes);
   }
   const Chunk& chunk = chunks_[static_cast<std::size_t>(buffer.id)];
   return chunk.base + chunk.stride * peer + offset;
@@ -261,7 +252,7 @@ std::byte* ShmTransport::target(const SymmetricBuffer& buffer, std::int32_t peer
 std::byte* ShmTransport::signal_target(const SymmetricBuffer& buffer, std::int32_t peer,
                                        std::int64_t signal_offset) const {
   if (signal_offset % 8 != 0) [[unlikely]] {
-    throw_outside(world_.rank, world_.size, buffer, peer, signal_offset, 8);
+    throw_outside(world_, buffer, peer, signal_offset, 8);
   }
   return target(buffer, peer, signal_offset, 8);
 }

@@ -9,6 +9,7 @@
 
 #include "shm/notice.h"
 #include "shm/segment.h"
+#include "signal_word.h"
 
 namespace shunt::shm {
 
@@ -98,9 +99,6 @@ class Waiter {
     // atomic_ref of a const object comes with C++26; a load does not write.
     auto* plain = reinterpret_cast<std::uint64_t*>(const_cast<std::byte*>(word));
     return std::atomic_ref(*plain).load(std::memory_order_acquire);
-  }
-  [[nodiscard]] static bool reached(std::uint64_t seen, std::uint64_t value) noexcept {
-    return static_cast<std::int64_t>(seen - value) >= 0;
   }
 
   std::uint64_t wait_longer(const std::byte* word, std::uint64_t value, Deadline deadline,
