@@ -31,12 +31,7 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in)
   compare_configs();
   find_homes();
   if (config.on_peer_loss == PeerLoss::mask) {
-    if (!transport.capabilities().maskable)
-      throw Error(
-          Errc::unavailable,
-          fmt::format("AllToAll config: on_peer_loss is mask, but transport {} cannot go on without a rank",
-                      transport.name()));
-    membership = std::make_unique<Membership>(transport, Clock::now() + kSetupDeadline);
+    membership = make_membership(transport);
     old_out.resize(at(config.max_tokens * config.hidden * dtype_bytes(config.out_dtype)));
   }
   partition = {config.num_experts, world.size};
@@ -52,7 +47,7 @@ void AllToAll::Impl::plan_and_allocate() {
   count_members();
   crossings = Crossings(homes, world.size, config.path, live);
   plan = plan_buffers(config, world.size, crossings);
-  max_rows = rank_max_rows(config, plan, world.size, world.rank);
+  max_rows = rank_max_rows(config, plan.max_arriving, world.size, world.rank);
   allocate_buffer();
   allocate_state();
 }

@@ -8,6 +8,8 @@
 
 #include <shunt/core/error.h>
 #include <shunt/transport/collectives.h>
+#include <shunt/transport/membership.h>
+#include <shunt/transport/transport.h>
 #include <shunt/transport/world.h>
 
 namespace shunt {
@@ -87,6 +89,15 @@ void compare_configs(Collectives& collectives, const World& world, const AllToAl
     if (all[rank].back() != 0)
       throw Error(Errc::invalid_argument, fmt::format("AllToAll config: rank {} refused its config", rank));
   }
+}
+
+std::unique_ptr<Membership> make_membership(Transport& transport) {
+  if (!transport.capabilities().maskable)
+    throw Error(
+        Errc::unavailable,
+        fmt::format("AllToAll config: on_peer_loss is mask, but transport {} cannot go on without a rank",
+                    transport.name()));
+  return std::make_unique<Membership>(transport, Clock::now() + kSetupDeadline);
 }
 
 }  // namespace shunt

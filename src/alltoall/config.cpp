@@ -122,13 +122,13 @@ MessageLayout message_layout(const BufferPlan& plan, bool presum, std::int64_t r
   return layout;
 }
 
-std::int64_t rank_max_rows(const AllToAllConfig& c, const BufferPlan& plan, std::int32_t num_ranks,
+std::int64_t rank_max_rows(const AllToAllConfig& c, std::int64_t max_arriving, std::int32_t num_ranks,
                            std::int32_t rank) {
   const RowBoundInput in{.max_tokens = c.max_tokens,
                          .num_groups = num_ranks / c.dp_size,
                          .top_k = c.top_k,
                          .local_experts = ExpertPartition{c.num_experts, num_ranks}.count(rank)};
-  return workspace_rows(slot_layout(c, num_ranks), in, std::min(plan.max_arriving, max_arriving_rows(in)));
+  return workspace_rows(slot_layout(c, num_ranks), in, std::min(max_arriving, max_arriving_rows(in)));
 }
 
 namespace {
@@ -213,7 +213,7 @@ BufferPlan plan_buffers(const AllToAllConfig& c, std::int32_t num_ranks, const C
   p.token_scale_offset = place(c.max_tokens * p.row_scale_bytes);
   p.parts.tokens = next - p.parts.messages;
 
-  const std::int64_t rows = rank_max_rows(c, p, num_ranks, 0);
+  const std::int64_t rows = rank_max_rows(c, p.max_arriving, num_ranks, 0);
   const bool view = c.delivery == Delivery::view;
   const std::int64_t before_rows = next;
   p.row_offset = place(view ? 0 : rows * p.row_bytes);

@@ -114,8 +114,8 @@ void check_config(const AllToAllConfig& config, std::int32_t num_ranks);
 [[nodiscard]] MessageLayout message_layout(const BufferPlan& plan, bool presum, std::int64_t rows,
                                            std::int64_t entries) noexcept;
 
-/// Rows of workspace of `rank` for that plan.
-[[nodiscard]] std::int64_t rank_max_rows(const AllToAllConfig& config, const BufferPlan& plan,
+/// Rows of workspace of `rank` where its buffers hold `max_arriving` of them.
+[[nodiscard]] std::int64_t rank_max_rows(const AllToAllConfig& config, std::int64_t max_arriving,
                                          std::int32_t num_ranks, std::int32_t rank);
 
 [[nodiscard]] SlotLayout slot_layout(const AllToAllConfig& config, std::int32_t num_ranks);

@@ -130,14 +130,7 @@ AllToAll::Impl::Impl(Transport& transport_in, const AllToAllConfig& config_in,
                           options.limit.max_blocks));
       },
       options.expert_output);
-  if (config.on_peer_loss == PeerLoss::mask) {
-    if (!transport.capabilities().maskable)
-      throw Error(
-          Errc::unavailable,
-          fmt::format("AllToAll config: on_peer_loss is mask, but transport {} cannot go on without a rank",
-                      transport.name()));
-    membership = std::make_unique<Membership>(transport, Clock::now() + kSetupDeadline);
-  }
+  if (config.on_peer_loss == PeerLoss::mask) membership = make_membership(transport);
   allocate(kSetupDeadline);
 }
 
@@ -152,7 +145,7 @@ void AllToAll::Impl::allocate(std::chrono::milliseconds deadline) {
     if (rank == world.rank) frame.member = frame.members;
     frame.members += live[at(rank)] != 0 ? 1 : 0;
   }
-  max_rows = detail::bound_of_rows(config, places, world.size, world.rank);
+  max_rows = rank_max_rows(config, places.max_arriving, world.size, world.rank);
   try {
     workspace = Workspace(
         transport, transport.allocate(places.total_bytes, "AllToAll workspace", Clock::now() + deadline));

@@ -150,15 +150,6 @@ Frame make_frame(const AllToAllConfig& c, const Places& places, std::int32_t num
   return f;
 }
 
-std::int64_t bound_of_rows(const AllToAllConfig& c, const Places& places, std::int32_t num_ranks,
-                           std::int32_t rank) {
-  const RowBoundInput in{.max_tokens = c.max_tokens,
-                         .num_groups = num_ranks / c.dp_size,
-                         .top_k = c.top_k,
-                         .local_experts = ExpertPartition{c.num_experts, num_ranks}.count(rank)};
-  return workspace_rows(slot_layout(c, num_ranks), in, std::min(places.max_arriving, max_arriving_rows(in)));
-}
-
 }  // namespace detail
 
 std::int64_t alltoall_workspace_bytes(const AllToAllConfig& config, std::int32_t num_ranks,

@@ -18,10 +18,6 @@ namespace shunt::cuda::detail {
 [[nodiscard]] Frame make_frame(const AllToAllConfig& config, const Places& places, std::int32_t num_ranks,
                                std::int32_t rank);
 
-/// Rows that `rank` can have at most, padding included.
-[[nodiscard]] std::int64_t bound_of_rows(const AllToAllConfig& config, const Places& places,
-                                         std::int32_t num_ranks, std::int32_t rank);
-
 /// What GPUs do not do, or not yet. Errors: invalid_argument names the field and what it must be.
 void check_gpu_config(const AllToAllConfig& config, std::int32_t num_ranks);
 
