@@ -77,14 +77,4 @@ inline void add_rank_mode(CLI::App& app, RankMode& mode) {
   app.get_option("--rank-mode")->group("");
 }
 
-/// One line on the terminal that is written over; gone at the end.
-inline void show_progress(double share, const std::string& what) {
-  constexpr int kWidth = 30;
-  const int filled = static_cast<int>(share * kWidth);
-  fmt::print(stderr, "\r\x1b[K[{:=<{}}{:<{}}] {:3.0f} % {}", "", filled, "", kWidth - filled, share * 100,
-             share < 1 ? what : "");
-  if (share >= 1) fmt::print(stderr, "\r\x1b[K");
-  std::fflush(stderr);
-}
-
 }  // namespace shunt::cli

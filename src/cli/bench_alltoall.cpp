@@ -1,6 +1,3 @@
-#include <unistd.h>
-
-#include <cstdio>
 #include <memory>
 
 #include <fmt/format.h>
@@ -12,6 +9,7 @@
 
 #include "add_option.h"
 #include "commands.h"
+#include "terminal.h"
 
 namespace shunt::cli {
 namespace {
@@ -30,15 +28,8 @@ int run(const Typed& typed, const std::vector<std::string>& arguments) {
     fmt::print("{}", bench::format_methods(bench::device_methods(typed.options.device)));
     return 0;
   }
-  bench::BenchOutput output;
-  const bool terminal = isatty(STDERR_FILENO) == 1 && !typed.quiet;
-  if (terminal) output.progress = show_progress;
-  output.text = [terminal](const std::string& text) {
-    if (terminal) fmt::print(stderr, "\r\x1b[K");
-    fmt::print("{}", text);
-    std::fflush(stdout);
-  };
-  const bench::AllToAllBenchReport report = bench::run_alltoall_bench(typed.options, arguments, output);
+  const bench::AllToAllBenchReport report =
+      bench::run_alltoall_bench(typed.options, arguments, terminal_output(typed.quiet));
   if (report.failed && report.leads)
     throw Error(Errc::check_failed, "a method delivered wrong data; the tables above say which and where");
   return report.status;

@@ -1,6 +1,3 @@
-#include <unistd.h>
-
-#include <cstdio>
 #include <memory>
 
 #include <fmt/format.h>
@@ -11,6 +8,7 @@
 
 #include "add_option.h"
 #include "commands.h"
+#include "terminal.h"
 
 namespace shunt::cli {
 namespace {
@@ -23,15 +21,8 @@ struct Typed {
 };
 
 int run(const Typed& typed, const std::vector<std::string>& arguments) {
-  bench::BenchOutput output;
-  const bool terminal = isatty(STDERR_FILENO) == 1 && !typed.quiet;
-  if (terminal) output.progress = show_progress;
-  output.text = [terminal](const std::string& text) {
-    if (terminal) fmt::print(stderr, "\r\x1b[K");
-    fmt::print("{}", text);
-    std::fflush(stdout);
-  };
-  const bench::OverlapBenchReport report = bench::run_overlap_bench(typed.options, arguments, output);
+  const bench::OverlapBenchReport report =
+      bench::run_overlap_bench(typed.options, arguments, terminal_output(typed.quiet));
   if (report.failed && report.leads)
     throw Error(Errc::check_failed, "a payload or a product was wrong; the lines above say which and where");
   return report.status;

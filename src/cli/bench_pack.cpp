@@ -1,6 +1,3 @@
-#include <unistd.h>
-
-#include <cstdio>
 #include <memory>
 
 #include <fmt/format.h>
@@ -11,6 +8,7 @@
 
 #include "add_option.h"
 #include "commands.h"
+#include "terminal.h"
 
 namespace shunt::cli {
 namespace {
@@ -23,14 +21,7 @@ struct Typed {
 };
 
 int run(const Typed& typed, const std::vector<std::string>& arguments) {
-  bench::BenchOutput output;
-  const bool terminal = isatty(STDERR_FILENO) == 1 && !typed.quiet;
-  if (terminal) output.progress = show_progress;
-  output.text = [](const std::string& text) {
-    fmt::print("{}", text);
-    std::fflush(stdout);
-  };
-  if (bench::run_pack_bench(typed.options, arguments, output).failed)
+  if (bench::run_pack_bench(typed.options, arguments, terminal_output(typed.quiet)).failed)
     throw Error(Errc::check_failed,
                 "a device packed wrong; the lines above that begin with # wrong say what");
   return 0;

@@ -1,6 +1,3 @@
-#include <unistd.h>
-
-#include <cstdio>
 #include <memory>
 
 #include <fmt/format.h>
@@ -12,6 +9,7 @@
 
 #include "add_option.h"
 #include "commands.h"
+#include "terminal.h"
 
 namespace shunt::cli {
 namespace {
@@ -24,15 +22,8 @@ struct Typed {
 };
 
 int run(const Typed& typed, const std::vector<std::string>& arguments) {
-  bench::BenchOutput output;
-  const bool terminal = isatty(STDERR_FILENO) == 1 && !typed.quiet;
-  if (terminal) output.progress = show_progress;
-  output.text = [terminal](const std::string& text) {
-    if (terminal) fmt::print(stderr, "\r\x1b[K");
-    fmt::print("{}", text);
-    std::fflush(stdout);
-  };
-  const bench::TransportBenchReport report = bench::run_transport_bench(typed.options, arguments, output);
+  const bench::TransportBenchReport report =
+      bench::run_transport_bench(typed.options, arguments, terminal_output(typed.quiet));
   if (report.failed && !report.leads) return 1;
   if (report.failed)
     throw Error(Errc::check_failed,
