@@ -5,6 +5,8 @@
 #include <shunt/bench/overlap_bench.h>
 #include <shunt/core/error.h>
 
+#include "record_fields.h"
+
 namespace shunt::bench {
 namespace {
 
@@ -107,7 +109,6 @@ std::string format_overlap_point(const PointResult& result) {
 
 std::vector<Record> overlap_records(const PointResult& result, const OverlapBenchReport& report) {
   std::vector<Record> records;
-  const Point& point = result.point;
   const MethodResult* const product = with_product(result);
   const auto base = [&](const char* method, const std::string& phase, const std::string& placement) {
     Record record("result");
@@ -115,23 +116,9 @@ std::vector<Record> overlap_records(const PointResult& result, const OverlapBenc
         .set("method", method)
         .set("phase", phase)
         .set("device", report.device)
-        .set("library", report.library)
-        .set("transport", result.transport)
-        .set("provider", result.provider)
-        .set("clock", result.clock)
-        .set("ranks", std::int64_t{point.ranks})
-        .set("nodes", result.nodes)
-        .set("dp_size", std::int64_t{point.dp_size})
-        .set("preset", point.preset)
-        .set("experts", std::int64_t{point.num_experts})
-        .set("topk", std::int64_t{point.top_k})
-        .set("hidden", point.hidden)
-        .set("tokens_per_rank", point.tokens)
-        .set("in_dtype", dtype_name(point.in_dtype))
-        .set("out_dtype", dtype_name(point.out_dtype))
-        .set("routing", point.routing_label)
-        .set("seed", static_cast<std::int64_t>(point.seed))
-        .set("gemm", product == nullptr ? std::string() : product->work)
+        .set("library", report.library);
+    set_point(record, result);
+    record.set("gemm", product == nullptr ? std::string() : product->work)
         .set("gemm_flops", product == nullptr ? std::int64_t{0} : product->flops)
         .set("placement", placement);
     return record;
@@ -140,20 +127,9 @@ std::vector<Record> overlap_records(const PointResult& result, const OverlapBenc
     for (const PhaseResult& phase : method.phases) {
       if (phase.phase == "touch") continue;
       Record record = base(method.name.c_str(), phase.phase, phase.placement);
-      record.set("status", method.status)
-          .set("reason", method.reason)
-          .set("correct", method.correct)
-          .set("rounds", phase.rounds)
-          .set("median_us", phase.us.median)
-          .set("median_low_us", phase.us.median_low)
-          .set("median_high_us", phase.us.median_high)
-          .set("p90_us", phase.us.p90)
-          .set("p99_us", phase.us.p99)
-          .set("min_us", phase.us.min)
-          .set("max_us", phase.us.max)
-          .set("mean_us", phase.us.mean)
-          .set("std_us", phase.us.stddev)
-          .set("samples", phase.us.count);
+      record.set("status", method.status).set("reason", method.reason).set("correct", method.correct);
+      set_times(record, phase);
+      record.set("samples", phase.us.count);
       records.push_back(std::move(record));
     }
   for (const std::string& placement : result.placements()) {

@@ -2,6 +2,8 @@
 
 #include <shunt/bench/report.h>
 
+#include "record_fields.h"
+
 namespace shunt::bench {
 namespace {
 
@@ -27,7 +29,6 @@ bool was_seen(const MethodResult& method) {
 }
 
 Record base_record(const PointResult& result, const MethodResult& method, const std::string& phase) {
-  const Point& point = result.point;
   const bool unseen = method.status == "ok" && !was_seen(method);
   Record record("result");
   record.set("bench", "alltoall")
@@ -36,22 +37,8 @@ Record base_record(const PointResult& result, const MethodResult& method, const 
       .set("phase", phase)
       .set("status", unseen ? "skipped" : method.status)
       .set("reason", unseen ? "no block kept" : method.reason)
-      .set("correct", method.correct)
-      .set("transport", result.transport)
-      .set("provider", result.provider)
-      .set("clock", result.clock)
-      .set("ranks", std::int64_t{point.ranks})
-      .set("nodes", result.nodes)
-      .set("dp_size", std::int64_t{point.dp_size})
-      .set("preset", point.preset)
-      .set("experts", std::int64_t{point.num_experts})
-      .set("topk", std::int64_t{point.top_k})
-      .set("hidden", point.hidden)
-      .set("tokens_per_rank", point.tokens)
-      .set("in_dtype", dtype_name(point.in_dtype))
-      .set("out_dtype", dtype_name(point.out_dtype))
-      .set("routing", point.routing_label)
-      .set("seed", static_cast<std::int64_t>(point.seed));
+      .set("correct", method.correct);
+  set_point(record, result);
   return record;
 }
 
@@ -79,6 +66,38 @@ void set_crossing(Record& record, const Crossing& crossing, std::string_view pha
 
 }  // namespace
 
+void set_point(Record& record, const PointResult& result) {
+  const Point& point = result.point;
+  record.set("transport", result.transport)
+      .set("provider", result.provider)
+      .set("clock", result.clock)
+      .set("ranks", std::int64_t{point.ranks})
+      .set("nodes", result.nodes)
+      .set("dp_size", std::int64_t{point.dp_size})
+      .set("preset", point.preset)
+      .set("experts", std::int64_t{point.num_experts})
+      .set("topk", std::int64_t{point.top_k})
+      .set("hidden", point.hidden)
+      .set("tokens_per_rank", point.tokens)
+      .set("in_dtype", dtype_name(point.in_dtype))
+      .set("out_dtype", dtype_name(point.out_dtype))
+      .set("routing", point.routing_label)
+      .set("seed", static_cast<std::int64_t>(point.seed));
+}
+
+void set_times(Record& record, const PhaseResult& phase) {
+  record.set("rounds", phase.rounds)
+      .set("median_us", phase.us.median)
+      .set("median_low_us", phase.us.median_low)
+      .set("median_high_us", phase.us.median_high)
+      .set("p90_us", phase.us.p90)
+      .set("p99_us", phase.us.p99)
+      .set("min_us", phase.us.min)
+      .set("max_us", phase.us.max)
+      .set("mean_us", phase.us.mean)
+      .set("std_us", phase.us.stddev);
+}
+
 std::vector<Record> result_records(const PointResult& result) {
   std::vector<Record> records;
   for (const MethodResult& method : result.methods) {
@@ -97,18 +116,9 @@ std::vector<Record> result_records(const PointResult& result) {
     for (const PhaseResult& phase : method.phases) {
       const std::int64_t bytes = phase_bytes(result, method, phase.phase);
       Record record = base_record(result, method, phase.phase);
-      record.set("placement", phase.placement)
-          .set("rounds", phase.rounds)
-          .set("median_us", phase.us.median)
-          .set("median_low_us", phase.us.median_low)
-          .set("median_high_us", phase.us.median_high)
-          .set("p90_us", phase.us.p90)
-          .set("p99_us", phase.us.p99)
-          .set("min_us", phase.us.min)
-          .set("max_us", phase.us.max)
-          .set("mean_us", phase.us.mean)
-          .set("std_us", phase.us.stddev)
-          .set("cv", phase.us.coefficient_of_variation)
+      record.set("placement", phase.placement);
+      set_times(record, phase);
+      record.set("cv", phase.us.coefficient_of_variation)
           .set("samples", phase.us.count)
           .set("bytes", bytes)
           .set("gb_per_s", gb_per_s(bytes, phase.us.median));
