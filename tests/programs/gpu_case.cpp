@@ -21,71 +21,17 @@
 #include <shunt/transport/collectives.h>
 #include <shunt/transport/transport.h>
 
+#include "programs/gpu_memory.h"
+
 namespace shunt::programs {
 namespace {
 
 using oracle::Bytes;
 
-void require(cudaError_t result, const char* what) {
-  if (result != cudaSuccess)
-    throw Error(Errc::internal, fmt::format("{}: {}", what, cudaGetErrorString(result)));
-}
-
 template <class... Parts>
 void require(bool good, fmt::format_string<Parts...> what, Parts&&... parts) {
   if (!good) throw Error(Errc::check_failed, fmt::format(what, std::forward<Parts>(parts)...));
 }
-
-class OwnStream {
- public:
-  OwnStream() { require(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
-  ~OwnStream() { cudaStreamDestroy(stream_); }
-  OwnStream(const OwnStream&) = delete;
-  OwnStream& operator=(const OwnStream&) = delete;
-  [[nodiscard]] cudaStream_t get() const { return stream_; }
-
-  /// Done on return. Not on the default stream, which the other ranks of this process share.
-  void copy(void* to, const void* from, std::int64_t bytes, cudaMemcpyKind kind) const {
-    if (bytes > 0)
-      require(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, stream_), "cudaMemcpyAsync");
-    require(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-  }
-  template <class T>
-  [[nodiscard]] std::vector<T> download(const T* from, std::int64_t count) const {
-    std::vector<T> to(static_cast<std::size_t>(count));
-    copy(to.data(), from, count * static_cast<std::int64_t>(sizeof(T)), cudaMemcpyDeviceToHost);
-    return to;
-  }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-/// Device memory for what a step passes, asked for once: cudaMalloc and cudaFree may wait for everything on the device, also
-/// for the kernel of another rank of this process that waits for this one.
-class Arena {
- public:
-  explicit Arena(std::int64_t bytes) : bytes_(bytes) {
-    require(cudaMalloc(&memory_, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))), "cudaMalloc");
-  }
-  ~Arena() { cudaFree(memory_); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-
-  static std::int64_t place(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
-  void clear() { used_ = 0; }
-  [[nodiscard]] std::byte* take(std::int64_t bytes) {
-    require(used_ + place(bytes) <= bytes_, "a step needs more than the {} bytes set aside", bytes_);
-    std::byte* const piece = static_cast<std::byte*>(memory_) + used_;
-    used_ += place(bytes);
-    return piece;
-  }
-
- private:
-  void* memory_ = nullptr;
-  std::int64_t bytes_;
-  std::int64_t used_ = 0;
-};
 
 /// One object of a case and where it stands, as ObjectRun of the sweep is for the CPU.
 class GpuRun {
@@ -149,10 +95,7 @@ class GpuRun {
   /// On the device until the step is over.
   template <class T>
   std::byte* keep(const std::vector<T>& from) {
-    const auto bytes = static_cast<std::int64_t>(from.size() * sizeof(T));
-    std::byte* const to = memory_.take(bytes);
-    stream_.copy(to, from.data(), bytes, cudaMemcpyHostToDevice);
-    return to;
+    return memory_.keep(from, stream_);
   }
   template <class T>
   [[nodiscard]] std::vector<T> download(const T* from, std::int64_t count) const {

@@ -149,6 +149,14 @@ std::string describe_launch(const LaunchSession& session, const Options& options
   return fmt::format("{} ranks of the job that the environment describes", session.world_size());
 }
 
+void prepare_cuda() {
+  // Ranks that are threads share a GPU's queues, by default fewer than they need: a rank's copies must not stand behind
+  // another one's kernel that waits for them.
+  static_cast<void>(setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0));
+  // A kernel loaded late waits for the device, where another rank's kernel may wait for this one.
+  static_cast<void>(setenv("CUDA_MODULE_LOADING", "EAGER", 0));
+}
+
 std::string gpu_reason(const Options& options) {
   if (options.device == "cpu") return "--device cpu";
   // In a child: ranks that use CUDA are to be forked from this process.

@@ -37,6 +37,9 @@ struct Options {
 /// Prints the error and returns the exit status: 2 for what the user can mend, 1 for the rest.
 [[nodiscard]] int report_error(const char* program, const std::exception& error);
 
+/// Settings of CUDA for ranks that share a GPU, where the environment has none; before CUDA starts.
+void prepare_cuda();
+
 /// Why nothing runs on GPUs here, or empty.
 [[nodiscard]] std::string gpu_reason(const Options& options);
 

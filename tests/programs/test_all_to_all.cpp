@@ -1,7 +1,6 @@
 // Dispatch and combine as their users start them: mpirun -np 4 build/tests/test_all_to_all
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <string>
 #include <vector>
@@ -105,11 +104,7 @@ int run(int argc, char** argv) {
 }  // namespace shunt::programs
 
 int main(int argc, char** argv) {
-  // Ranks that are threads share a GPU's queues, by default fewer than they need: a rank's copies must not stand behind
-  // another one's kernel that waits for them. To be said before CUDA starts.
-  static_cast<void>(setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0));
-  // A kernel loaded late waits for the device, where another rank's kernel may wait for this one.
-  static_cast<void>(setenv("CUDA_MODULE_LOADING", "EAGER", 0));
+  shunt::programs::prepare_cuda();
   try {
     return shunt::programs::run(argc, argv);
   } catch (const std::exception& error) {
