@@ -1,7 +1,4 @@
-#include <unistd.h>
-
 #include <cmath>
-#include <cstdio>
 #include <memory>
 
 #include <fmt/format.h>
@@ -13,6 +10,7 @@
 
 #include "add_option.h"
 #include "commands.h"
+#include "terminal.h"
 
 namespace shunt::cli {
 namespace {
@@ -21,16 +19,6 @@ using bench::RoutingPoint;
 using bench::RoutingWork;
 
 constexpr std::int64_t kMostSize = std::int64_t{1} << 30;
-
-bench::BenchOutput output_of(bool quiet) {
-  bench::BenchOutput output;
-  if (isatty(STDERR_FILENO) == 1 && !quiet) output.progress = show_progress;
-  output.text = [](const std::string& text) {
-    fmt::print("{}", text);
-    std::fflush(stdout);
-  };
-  return output;
-}
 
 void fail_if_wrong(bool failed) {
   if (failed)
@@ -116,7 +104,7 @@ void add_bench(CLI::App& parent, const char* name, const char* help, RoutingWork
     // That benchmark adds rows up.
     if (p.work == RoutingWork::capacity) p.weighted = false;
     command = [typed, &arguments] {
-      fail_if_wrong(bench::run_routing_bench(typed->options, arguments, output_of(typed->quiet)).failed);
+      fail_if_wrong(bench::run_routing_bench(typed->options, arguments, terminal_output(typed->quiet)).failed);
       return 0;
     };
   });
@@ -169,7 +157,7 @@ void add_sweep_of(CLI::App& parent, RoutingWork work, const std::vector<std::str
   app->callback([&command, typed, &arguments] {
     if (typed->renormalise) typed->options.point.renormalise = Renormalise::to_one;
     command = [typed, &arguments] {
-      fail_if_wrong(bench::run_sweep(typed->options, arguments, output_of(typed->quiet)).failed);
+      fail_if_wrong(bench::run_sweep(typed->options, arguments, terminal_output(typed->quiet)).failed);
       return 0;
     };
   });
