@@ -104,7 +104,8 @@ void add_bench(CLI::App& parent, const char* name, const char* help, RoutingWork
     // That benchmark adds rows up.
     if (p.work == RoutingWork::capacity) p.weighted = false;
     command = [typed, &arguments] {
-      fail_if_wrong(bench::run_routing_bench(typed->options, arguments, terminal_output(typed->quiet)).failed);
+      fail_if_wrong(
+          bench::run_routing_bench(typed->options, arguments, terminal_output(typed->quiet)).failed);
       return 0;
     };
   });
