@@ -215,6 +215,10 @@ TEST(TransportMaskTest, EndsARankThatTheSurvivorsLeftStopped) {
       std::raise(SIGSTOP);
       return 7;
     }
+    // As survivors that have agreed whom to exclude, both have left the meeting at the start.
+    const std::int32_t rank = transport.world().rank;
+    words[static_cast<std::size_t>(1 + rank)].store(1);
+    words.wait_for(static_cast<std::size_t>(1 + (rank == 0 ? 2 : 0)), 1);
     wait_for_state(static_cast<pid_t>(words.wait_for(0, 1)), "T");
     const std::array<std::int32_t, 1> lost{1};
     transport.exclude(lost);
