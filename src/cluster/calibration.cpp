@@ -235,13 +235,13 @@ Prediction CostModel::predict(const CostCase& c) const {
   return predict(c, device(c));
 }
 
-Prediction CostModel::predict(const CostCase& c, const Device& sheet) const {
+Prediction CostModel::predict(const CostCase& c, const Device& device) const {
   const CostFit* best = nullptr;
   bool measured = false;
   for (const CostFit& fit : calibration_.fits) {
     if (fit.regime != c.regime || fit.op != c.op) continue;
     if (!c.variant.empty() && fit.variant != c.variant) continue;
-    if (fit.hardware == c.hardware || is_of_gpu(fit.hardware, sheet.gpu)) {
+    if (fit.hardware == c.hardware || is_of_gpu(fit.hardware, device.gpu)) {
       best = &fit;
       measured = true;
       break;
@@ -255,7 +255,7 @@ Prediction CostModel::predict(const CostCase& c, const Device& sheet) const {
         fmt::format("{}: no fit for {}/{}{} on {}; shunt calibrate makes one from measurements", c.where,
                     c.regime, c.op, c.variant.empty() ? "" : " of " + c.variant, c.hardware));
   }
-  return {evaluate_cost(find_cost_form(c.regime, c.op), best->parameters, cost_terms(c, sheet)), best,
+  return {evaluate_cost(find_cost_form(c.regime, c.op), best->parameters, cost_terms(c, device)), best,
           measured};
 }
 

@@ -32,8 +32,9 @@ std::vector<Cell> predict_row(const MeasurementFile& file, const CostModel& mode
   bool complete = true;
   for (std::size_t i = 0; i < columns; ++i) {
     const CostCase& c = file.cases[row * columns + i];
-    cells.push_back({model.predict(c).us, c.measured_us});
-    predicted += *cells.back().predicted_us;
+    const double us = model.predict(c).us;
+    cells.push_back({us, c.measured_us});
+    predicted += us;
     measured += c.measured_us;
     complete = complete && c.measured_us > 0;
   }

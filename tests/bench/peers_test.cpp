@@ -71,10 +71,13 @@ void expect_right(const std::string& peer, const std::vector<Change>& shapes, bo
     for (const MethodResult& method : result.methods) {
       EXPECT_EQ(method.status, "ok") << method.name << " " << method.variant << ": " << method.reason;
       EXPECT_TRUE(method.correct) << method.name;
-      // In any placement: inner phases may come from a run of their own, which a busy machine places elsewhere.
-      EXPECT_TRUE(std::any_of(method.phases.begin(), method.phases.end(), [](const PhaseResult& phase) {
-        return phase.phase == "exchange";
-      })) << method.name;
+      // Inner phases of `shunt` come from a run of their own, which a busy machine may place elsewhere.
+      const bool exchange_anywhere =
+          std::any_of(method.phases.begin(), method.phases.end(),
+                      [](const PhaseResult& phase) { return phase.phase == "exchange"; });
+      EXPECT_TRUE(method.name == "shunt" ? exchange_anywhere
+                                         : method.find(result.main_placement(), "exchange") != nullptr)
+          << method.name;
       EXPECT_GT(method.cold_us[0], 0) << method.name;
       EXPECT_GT(method.cold_us[2], 0) << method.name;
       if (bits) {
