@@ -187,6 +187,6 @@ struct Outcome {
 
 /// The same pairs by our own cost model (step_time, plan_memory), beside the lab's numbers, with a row for each item on
 /// which the two disagree and why. A half that our planner refuses has no times and the reason in their place.
-[[nodiscard]] Outcome run_targets_by_our_model(const std::vector<std::pair<const Target*, Settings>>& chosen);
+[[nodiscard]] Outcome run_targets_by_our_model(const std::vector<std::pair<const Target*, Settings>>& given);
 
 }  // namespace shunt::plan::lab
