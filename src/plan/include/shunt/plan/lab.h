@@ -183,7 +183,7 @@ struct Outcome {
   Report report{"plan_run"};
   bool ok = true;
 };
-[[nodiscard]] Outcome run_targets(const std::vector<std::pair<const Target*, Settings>>& chosen);
+[[nodiscard]] Outcome run_targets(const std::vector<std::pair<const Target*, Settings>>& given);
 
 /// The same pairs by our own cost model (step_time, plan_memory), beside the lab's numbers, with a row for each item on
 /// which the two disagree and why. A half that our planner refuses has no times and the reason in their place.

@@ -106,14 +106,14 @@ struct GateOutput {
 /// Threads: pure; calls may run side by side, and tokens may be cut into calls where the selection is top_k or a hash.
 /// Errors:  Errc::invalid_argument: as check_gate; shapes; a logit or bias that is not finite, with token and expert.
 template <class Real>
-[[nodiscard]] GateOutput<Real> gate_forward(const GateConfig& config, const GateInput<Real>& input);
+[[nodiscard]] GateOutput<Real> gate_forward(const GateConfig& gate, const GateInput<Real>& input);
 
 /// Adds to `grad_logits` [T, E] the gradient of a loss by the logits, given the one by the weights, `grad_weights`
 /// [T, top_k]. What is selected counts as constant, as everywhere in the field. `output` is what gate_forward returned
 /// for `input`.
 /// Errors: Errc::invalid_argument on shapes that disagree.
 template <class Real>
-void gate_backward(const GateConfig& config, const GateInput<Real>& input, const GateOutput<Real>& output,
+void gate_backward(const GateConfig& gate, const GateInput<Real>& input, const GateOutput<Real>& output,
                    std::span<const Real> grad_weights, View2<Real> grad_logits);
 
 /// The same as a Routing, for AllToAll, statistics and traces. Repeated ids of compat-hash stay.
