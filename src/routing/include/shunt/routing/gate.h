@@ -78,7 +78,7 @@ struct GateConfig {
 [[nodiscard]] GateConfig make_gate(std::string_view name, std::int32_t num_experts, std::int32_t top_k);
 
 /// Errors: Errc::invalid_argument with field, value and what is allowed.
-void check_gate(const GateConfig& config);
+void check_gate(const GateConfig& gate);
 
 /// What a gate looks at.
 template <class Real>
