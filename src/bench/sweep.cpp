@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -33,16 +34,20 @@ bool takes_one_expert(const std::string& gate) {
 /// A file of results that grows by whole lines.
 class SweepFile {
  public:
-  /// Reads what is there and cuts off a last line without an end.
+  /// Reads what is there. Errors: Errc::invalid_argument where it is not what a sweep wrote, or its last line not the
+  /// beginning of that.
   explicit SweepFile(const std::string& path) : path_(path) {
     std::int64_t whole = 0;
     std::ifstream in(path, std::ios::binary);
     std::string line;
-    while (std::getline(in, line) && !in.eof()) {
+    std::int64_t number = 1;
+    for (; std::getline(in, line) && !in.eof(); ++number) {
       whole += static_cast<std::int64_t>(line.size()) + 1;
+      require_ours(line, true, number);
       remember(line);
     }
     cut_ = !line.empty() && in.eof() ? static_cast<std::int64_t>(line.size()) : 0;
+    if (cut_ > 0) require_ours(line, false, number);
     whole_ = whole;
   }
   ~SweepFile() {
@@ -75,6 +80,22 @@ class SweepFile {
   }
 
  private:
+  /// A sweep writes its context and results with the key "sweep".
+  void require_ours(const std::string& line, bool whole, std::int64_t number) const {
+    constexpr std::string_view kContext = "{\"record\":\"context\"";
+    constexpr std::string_view kResult = "{\"record\":\"result\"";
+    const auto begins = [&](std::string_view start) {
+      const std::size_t length = whole ? start.size() : std::min(start.size(), line.size());
+      return line.compare(0, length, start.substr(0, length)) == 0;
+    };
+    const bool result = begins(kResult) && (!whole || line.find("\"sweep\":\"") != std::string::npos);
+    if (begins(kContext) || result) return;
+    refuse(
+        "{}:{}: no line of a sweep; --output takes a new file or one that a sweep has written (nothing was "
+        "changed)",
+        path_, number);
+  }
+
   [[noreturn]] void fail() const {
     throw Error(Errc::io, fmt::format("cannot write {}: {}", path_, std::strerror(errno)));
   }

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 
 #include <fmt/format.h>
@@ -6,6 +7,7 @@
 
 #include <shunt/cluster/calibration.h>
 #include <shunt/cluster/hardware.h>
+#include <shunt/core/error.h>
 #include <shunt/core/record.h>
 
 #include "commands.h"
@@ -100,6 +102,10 @@ void print_json(const CalibrationReport& report) {
 }
 
 int run(const Typed& typed) {
+  // Before seconds of work: nothing is overwritten.
+  if (!typed.output.empty() && std::filesystem::exists(typed.output))
+    throw Error(Errc::invalid_argument,
+                fmt::format("--output: {} exists; nothing is overwritten", typed.output));
   std::vector<MeasurementFile> files;
   for (const std::string& path : typed.files) files.push_back(read_measurements(path, typed.hardware));
   CalibrationOptions options;
@@ -107,11 +113,11 @@ int run(const Typed& typed) {
   options.validate = !typed.no_validation;
   options.date = typed.date;
   const CalibrationReport report = calibrate(files, options);
-  if (!typed.output.empty()) write_new_file(typed.output, to_toml(report.calibration));
   if (typed.format == "json")
     print_json(report);
   else
     print_text(report);
+  if (!typed.output.empty()) write_new_file(typed.output, to_toml(report.calibration));
   return 0;
 }
 

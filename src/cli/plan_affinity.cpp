@@ -31,6 +31,7 @@ struct Options {
   std::int64_t redundant = 0;
   std::int64_t seed = 17;
   std::vector<std::string> given;  ///< Options that only placements read
+  bool shown = false;              ///< --show was given
   plan::Format format = plan::Format::text;
 };
 
@@ -75,9 +76,9 @@ int run(Options o) {
     print_report(plan::report_topology(machine, o.topology), o.format);
     return 0;
   }
-  if (o.topology.from >= 0 || o.topology.to >= 0 || o.topology.ranks > 0)
+  if (o.topology.from >= 0 || o.topology.to >= 0 || o.topology.ranks > 0 || o.shown)
     throw Error(Errc::invalid_argument,
-                "--from, --to and --ranks are for the way between ranks; leave --model out");
+                "--from, --to, --ranks and --show are for the way between ranks; leave --model out");
   return place_experts(o, machine);
 }
 
@@ -89,8 +90,11 @@ void add_plan_affinity(CLI::App& parent, Command& command) {
       "affinity", "Hops and rates between ranks; with --model, on which rank each expert should live");
   add_cluster(*app, o->cluster, "dgx-h100");
   add_whole(*app, "--ranks", "Ranks of the matrix (all, at most 256)", o->topology.ranks, 1, 1 << 22);
-  app->add_option("--show", o->topology.show, "Of the matrix: hops, gb_per_s or tier (hops)")
-      ->type_name("NAME");
+  add_text(*app, "--show", "Of the matrix: hops, gb_per_s or tier (hops)", "NAME",
+           [o](const std::string&, const std::string& text) {
+             o->topology.show = text;
+             o->shown = true;
+           });
   add_whole(*app, "--from", "One path, step by step: its first rank", o->topology.from, 0, 1 << 22);
   add_whole(*app, "--to", "Its last rank", o->topology.to, 0, 1 << 22);
   app->add_option("--model", o->model, "Places the experts of this model")->type_name("MODEL");

@@ -26,6 +26,7 @@ struct Generate {
   std::int64_t tokens = 1024;
   std::uint64_t seed = 17;
   double skew = 0, temperature = 1;
+  bool of_gate = false;  ///< One of the two was given
 };
 
 int generate(const Generate& given) {
@@ -39,6 +40,8 @@ int generate(const Generate& given) {
     refuse("shunt trace generate needs --experts and --topk, or a --preset that has them");
   if (!given.gate.empty() && !given.routing.empty())
     refuse("--gate and --routing exclude each other: {} and {}", given.gate, given.routing);
+  if (given.gate.empty() && given.of_gate)
+    refuse("--skew and --temperature are for --gate; without it the routing says how tokens choose");
   Trace trace;
   if (given.gate.empty()) {
     const RoutingSpec spec = parse_routing(given.routing.empty() ? "uniform" : given.routing);
@@ -95,10 +98,12 @@ void add_generate(CLI::App& trace, Command& command) {
       ->type_name("NAME");
   add_text(*app, "--skew", "Deviation of what experts are liked, beside 1 of each token (default 0; gates)",
            "X", [typed](const std::string& option, const std::string& text) {
+             typed->of_gate = true;
              typed->skew = bench::parse_number(option, text, 0, 1e3);
            });
   add_text(*app, "--temperature", "Of the gate (default 1)", "X",
            [typed](const std::string& option, const std::string& text) {
+             typed->of_gate = true;
              typed->temperature = bench::parse_number(option, text, 1e-6, 1e6);
            });
   add_whole(*app, "--seed", "Of everything random (default 17)", typed->seed, 0, INT64_MAX);

@@ -337,6 +337,26 @@ std::string layout_name(const Layout& l) {
   return text;
 }
 
+namespace {
+
+/// Tokens of one step, from its time and its rate; not finite where a plan has one of them only.
+double tokens_of_step(const ComparedPlan& plan) {
+  double us = std::numeric_limits<double>::quiet_NaN();
+  double per_s = us;
+  for (std::size_t i = 0; i < plan_metrics().size(); ++i) {
+    if (plan_metrics()[i].key == "step_us") us = plan.values[i];
+    if (plan_metrics()[i].key == "tokens_per_s") per_s = plan.values[i];
+  }
+  return us * 1e-6 * per_s;
+}
+
+/// Times of a whole step.
+bool is_of_step(const PlanMetric& metric) {
+  return metric.key == "step_us" || metric.key == "bubble_us" || metric.key == "exposed_communication_us";
+}
+
+}  // namespace
+
 Report report_compare(const ComparedPlan& a, const ComparedPlan& b) {
   Report report("plan_compare");
   report.head.set("a", a.name).set("b", b.name);
@@ -361,6 +381,14 @@ Report report_compare(const ComparedPlan& a, const ComparedPlan& b) {
     if (unit == Unit::share) return percent(value);
     return fmt::format("{:.6g}", value);
   };
+  const double step_a = tokens_of_step(a);
+  const double step_b = tokens_of_step(b);
+  const bool other_batch = std::isfinite(step_a) && std::isfinite(step_b) &&
+                           std::abs(step_a - step_b) > 1e-3 * std::max(step_a, step_b);
+  if (other_batch)
+    report.notes.push_back(fmt::format(
+        "a step of A has {:.6g} tokens, one of B {:.6g}: their times are of different work, tokens/s are not",
+        step_a, step_b));
   for (std::size_t i = 0; i < plan_metrics().size(); ++i) {
     const PlanMetric& metric = plan_metrics()[i];
     const double x = a.values[i];
@@ -370,7 +398,7 @@ Report report_compare(const ComparedPlan& a, const ComparedPlan& b) {
     if (x != 0 && (x > 0) == (y > 0)) ratio = std::round(y / x * 1e4) / 1e4;
     std::string better = "same";
     if (x != y) better = (x < y) == metric.less_is_better ? "A" : "B";
-    if (metric.key == "gpus" && x != y) better = "-";
+    if ((metric.key == "gpus" || (other_batch && is_of_step(metric))) && x != y) better = "-";
     table.rows.push_back({metric.title, show(x, metric.unit), show(y, metric.unit), ratio, better, x, y});
   }
   for (std::size_t i = 0; i < plan_metrics().size(); ++i) {

@@ -21,7 +21,7 @@ class Bells final : private WaitBreaker {
 
   /// Collective. `host` must outlive this, which is its wait breaker.
   Bells(Transport& host, Load load, Deadline deadline);
-  ~Bells();
+  ~Bells() override;
   Bells(const Bells&) = delete;
   Bells& operator=(const Bells&) = delete;
 

@@ -275,6 +275,21 @@ TEST(SweepTest, GoesOnAfterALineThatWasCutOff) {
   EXPECT_EQ(lines_of(options.output).size(), 2U + 8);  // every line can be parsed
 }
 
+TEST(SweepTest, LeavesFilesOfOthersAlone) {
+  const Folder folder;
+  const SweepOptions options = small_sweep(folder.file("notes.txt"));
+  for (const std::string text :
+       {"my notes, one line, no newline", "{\"step\":1}\n",
+        "{\"record\":\"result\",\"bench\":\"capacity\"}\n", "{\"record\":\"context\"}\nnotes", "\n"}) {
+    std::ofstream(options.output, std::ios::binary) << text;
+    EXPECT_NE(refusal([&options] { (void)run_sweep(options, {"shunt"}, {}); }).find("no line of a sweep"),
+              std::string::npos)
+        << text;
+    std::ifstream in(options.output, std::ios::binary);
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(in), {}), text);
+  }
+}
+
 TEST(SweepTest, OneExpertGatesAreMeasuredOnce) {
   SweepOptions options = small_sweep("unused");
   options.point.gate = "top1";

@@ -164,17 +164,35 @@ TEST(CompareTest, NamesTheBetterPlan) {
   const Machine m = machine("dgx-h100", 8);
   const std::vector<double> a = metric_values(evaluate_plan(model, m, training(1, 4, 16, 8), nullptr));
   const std::vector<double> b = metric_values(evaluate_plan(model, m, training(8, 4, 2, 1), nullptr));
+  const auto judged = [](const Report& report, const std::string& title) {
+    for (const auto& row : report.tables[0].rows)
+      if (std::get<std::string>(row[0]) == title) return std::get<std::string>(row[4]);
+    return std::string("missing");
+  };
+  // dp 16 has eight times the tokens of dp 2, so the times of a step say nothing.
   const Report report = report_compare({"a", a}, {"b", b});
-  std::size_t rows = 0;
-  for (const auto& row : report.tables[0].rows) {
-    if (std::get<std::string>(row[0]) != "step us") continue;
-    ++rows;
-    const double x = std::get<double>(row[5]);
-    const double y = std::get<double>(row[6]);
-    EXPECT_EQ(std::get<std::string>(row[4]), x < y ? "A" : "B");
-    EXPECT_NEAR(std::get<double>(row[3]), y / x, 1e-4);
+  EXPECT_EQ(judged(report, "step us"), "-");
+  EXPECT_EQ(judged(report, "exposed communication us"), "-");
+  ASSERT_EQ(report.notes.size(), 1U);
+  EXPECT_NE(report.notes[0].find("their times are of different work"), std::string::npos) << report.notes[0];
+  std::vector<double> faster = a;
+  std::size_t changed = 0;
+  for (std::size_t i = 0; i < faster.size(); ++i) {
+    const std::string key = plan_metrics()[i].key;
+    if (key != "step_us" && key != "tokens_per_s") continue;
+    faster[i] *= key == "step_us" ? 0.5 : 2;
+    ++changed;
   }
-  EXPECT_EQ(rows, 1U);
+  ASSERT_EQ(changed, 2U);
+  const Report same_batch = report_compare({"a", a}, {"b", faster});
+  EXPECT_TRUE(same_batch.notes.empty());
+  EXPECT_EQ(judged(same_batch, "step us"), "B");
+  EXPECT_EQ(judged(same_batch, "tokens/s"), "B");
+  for (const auto& row : same_batch.tables[0].rows) {
+    if (std::get<std::string>(row[0]) == "step us") {
+      EXPECT_NEAR(std::get<double>(row[3]), 0.5, 1e-4);
+    }
+  }
   std::vector<double> large = b;
   for (std::size_t i = 0; i < large.size(); ++i)
     if (plan_metrics()[i].key == "margin_bytes") large[i] = -kGiB;

@@ -37,7 +37,8 @@ struct SweepReport {
 /// Measures the points that the file does not hold with status ok, and appends each when it is measured, so that a sweep
 /// that was ended goes on where it was. A last line that was cut off is taken away first. Points that do not fit the memory
 /// become lines with status skipped and the reason, and are tried again next time.
-/// Errors: as sweep_points, before anything is measured; Errc::io with path and reason.
+/// Errors: as sweep_points, before anything is measured, also where the file has a line that no sweep wrote; Errc::io with
+/// path and reason.
 [[nodiscard]] SweepReport run_sweep(const SweepOptions& options, const std::vector<std::string>& command,
                                     const BenchOutput& output);
 
