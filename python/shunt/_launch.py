@@ -150,6 +150,7 @@ def _free_port() -> int:
 
 
 def _spawned(
+    parent: int,
     connection: multiprocessing.connection.Connection,
     function: Callable[..., Any],
     rank: int,
@@ -158,6 +159,7 @@ def _spawned(
     kwargs: Any,
 ) -> None:
     """A spawned rank: from the world's start to its report."""
+    _core.die_with_parent(parent)
     try:
         core = _core.join(rank=rank, **options)
     except Error as error:
@@ -179,8 +181,11 @@ def _spawn(ranks: int, function: Callable[..., Any], args: Any, kwargs: Any, opt
     context = multiprocessing.get_context("spawn")
     options = dict(options, size=ranks, address="127.0.0.1", port=_free_port())
     pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
+    parent = os.getpid()
     processes = [
-        context.Process(target=_spawned, args=(pipes[rank][1], function, rank, options, args, kwargs), daemon=True)
+        context.Process(
+            target=_spawned, args=(parent, pipes[rank][1], function, rank, options, args, kwargs), daemon=True
+        )
         for rank in range(ranks)
     ]
     reports: list[_Report | None] = [None] * ranks

@@ -152,7 +152,10 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; an exception is told to the peers, whose waits for this rank then end at once."""
+        """Closes; an exception is told to the peers, whose waits for this rank then end at once.
+
+        They are told when the world's memory goes: no sooner than its AllToAlls and the arrays that show their memory.
+        """
         failure = None if value is None else failure_of(value)
         if failure is None:
             self.close()

@@ -109,7 +109,8 @@ def unpack_moe_data_from_buffers(
                 f"{item} bytes are needed"
             )
     items = torch.cat([buffers[rank][:length].reshape(-1, item) for rank, length in enumerate(lengths)]).to(device)
-    x, ids, weights = (part.contiguous() for part in torch.split(items, widths, dim=1))
+    # Copies at an offset that views of other types allow; contiguous() leaves a single item where it is.
+    x, ids, weights = (part.clone(memory_format=torch.contiguous_format) for part in torch.split(items, widths, dim=1))
     count = items.shape[0]
     local = ids.view(idx_dtype).reshape(count)
     if count > 0 and (int(local.min()) < 0 or int(local.max()) >= num_local_experts):

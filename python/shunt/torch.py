@@ -80,8 +80,8 @@ class Exchange:
         self.num_local_experts = share + (world.rank < extra)
         self.max_rows = self._main.max_rows
         self._arrived = 0
-        self._tokens: int | None = None
-        """Of a backward step that has been dispatched and not yet combined."""
+        self._open: torch.Tensor | None = None
+        """The expert ids of a backward step that has been dispatched and not yet combined."""
         self.number = next(_numbers)
         """What the operators call this object."""
         _exchanges[self.number] = self
@@ -121,7 +121,7 @@ class Exchange:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         top_k = self.config.top_k
         rows, starts, _ = self._send_out(grad.contiguous(), ids)
-        self._tokens = len(ids)
+        self._open = ids
         arrived = self._arrived
         # With every row come the weights and experts of its token, so that the row's own k is found.
         received = self._beside.dispatch(torch.cat([weights, ids.to(torch.float32)], 1), ids)
@@ -139,17 +139,18 @@ class Exchange:
         return grad_results, summed[:, :top_k].clone()
 
     def _backward_of_dispatch(self, grad: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        # Nearly always the backward of combine has dispatched this step already.
-        if self._tokens is None:
+        # Nearly always the backward of combine has dispatched this step already; _send_out ends one of other ids. Ranks
+        # must agree, so it counts whether they are one tensor, not whether they are equal.
+        if self._open is None or not self._open.is_set_to(ids):
             self._send_out(torch.zeros(len(ids), self.config.hidden, dtype=self._dtype), ids)
-        self._tokens = None
+        self._open = None
         return self._bring_back(grad.contiguous(), torch.ones(ids.shape))
 
     def _end_backward(self) -> None:
         """Ends a backward step that nobody combined, as where tokens need no gradient."""
-        if self._tokens is None:
+        if self._open is None:
             return
-        tokens, self._tokens = self._tokens, None
+        tokens, self._open = len(self._open), None
         results = torch.zeros(self._arrived, self.config.hidden, dtype=self._dtype)
         self._bring_back(results, torch.zeros(tokens, self.config.top_k))
 

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,9 +27,7 @@ namespace {
 /// The library's object and whatever keeps it valid. Arrays that show its memory share it.
 class Holder : public Dependent {
  public:
-  Holder(std::shared_ptr<WorldState> world_in, const AllToAllConfig& config) : world(std::move(world_in)) {
-    impl = world->call([&](Transport& transport) { return std::make_unique<AllToAll>(transport, config); });
-  }
+  explicit Holder(std::shared_ptr<WorldState> world_in) : world(std::move(world_in)) {}
   ~Holder() override {
     if (impl == nullptr) return;
     if (world->in_own_process()) {
@@ -46,7 +45,7 @@ class Holder : public Dependent {
 
   std::shared_ptr<WorldState> world;
   std::unique_ptr<AllToAll> impl;
-  std::int64_t handed_out = 0;  ///< Grows whenever earlier Received end
+  std::atomic<std::int64_t> handed_out{0};  ///< Grows whenever earlier Received end
 };
 
 template <class T>
@@ -252,16 +251,21 @@ class PyReceived {
 class PyAllToAll {
  public:
   PyAllToAll(const PyWorld& world, const nb::dict& fields) {
-    static_cast<void>(world.get());
-    holder_ = std::make_shared<Holder>(world.state, config_of(fields));
-    world.state->add(holder_);
+    const auto holder = std::make_shared<Holder>(world.get());
+    const AllToAllConfig config = config_of(fields);
+    holder->world->call([&](Transport& transport) {
+      holder->impl = std::make_unique<AllToAll>(transport, config);
+      holder->world->add(holder);
+    });
+    holder_ = holder;
   }
 
   PySent<Half::dispatch> dispatch_send(const InArray& tokens, const InArray& ids,
                                        const std::optional<InArray>& scales,
                                        const std::optional<InArray>& weights,
                                        std::optional<std::int32_t> live) {
-    AllToAll& all = get();
+    const std::shared_ptr<Holder> holder = held();
+    AllToAll& all = holder->get();
     const AllToAllConfig& config = all.config();
     TokenInput input;
     input.tokens = rows_of(tokens, config.token_dtype, "tokens");
@@ -280,83 +284,90 @@ class PyAllToAll {
     if (!live.has_value() && count > 0 && (chosen.is_wide ? chosen.wide.rows : chosen.narrow.rows) != count)
       refuse(fmt::format("expert_ids has {} rows for {} tokens",
                          chosen.is_wide ? chosen.wide.rows : chosen.narrow.rows, count));
-    return {holder_->world->call([&](Transport&) {
+    return {holder->world->call([&](Transport&) {
       Sent<Half::dispatch> sent =
           chosen.is_wide ? all.dispatch_send(input, chosen.wide) : all.dispatch_send(input, chosen.narrow);
-      ++holder_->handed_out;
+      ++holder->handed_out;
       return sent;
     })};
   }
 
   PyReceived dispatch_recv(PySent<Half::dispatch>& sent, const std::optional<OutArray>& rows,
                            const std::optional<OutArray>& scales) {
-    AllToAll& all = get();
+    const std::shared_ptr<Holder> holder = held();
+    AllToAll& all = holder->get();
     const AllToAllConfig& config = all.config();
     if (!rows.has_value()) {
       if (scales.has_value()) refuse("scales to copy to were given without rows to copy to");
-      return {holder_,
-              holder_->world->call([&](Transport&) { return all.dispatch_recv(std::move(sent.receipt)); })};
+      return {holder,
+              holder->world->call([&](Transport&) { return all.dispatch_recv(std::move(sent.receipt)); })};
     }
     const MutableRows to = rows_of(*rows, config.payload, "rows");
     void* to_scales = nullptr;
     if (scales.has_value())
       to_scales = scales_of(*scales, config.scale, to.rows, scale_columns(config), "scales");
-    return {holder_, holder_->world->call([&](Transport&) {
+    return {holder, holder->world->call([&](Transport&) {
               return all.dispatch_recv(std::move(sent.receipt), to, to_scales);
             })};
   }
 
   /// Without results: they lie in expert_output().
   PySent<Half::combine> combine_send(const std::optional<InArray>& results) {
-    AllToAll& all = get();
+    const std::shared_ptr<Holder> holder = held();
+    AllToAll& all = holder->get();
     const Rows rows = results.has_value() ? rows_of(*results, all.config().expert_dtype, "results")
                                           : Rows(all.expert_output());
-    return {holder_->world->call([&](Transport&) {
+    return {holder->world->call([&](Transport&) {
       Sent<Half::combine> sent = all.combine_send(rows);
-      ++holder_->handed_out;
+      ++holder->handed_out;
       return sent;
     })};
   }
 
   void combine_recv(PySent<Half::combine>& sent, const InArray& weights, const OutArray& out,
                     bool accumulate) {
-    AllToAll& all = get();
+    const std::shared_ptr<Holder> holder = held();
+    AllToAll& all = holder->get();
     const View2<const float> terms = weights_of(weights, "weights");
     const MutableRows to = rows_of(out, all.config().out_dtype, "out");
-    holder_->world->call(
+    holder->world->call(
         [&](Transport&) { all.combine_recv(std::move(sent.receipt), terms, to, accumulate); });
   }
 
   [[nodiscard]] nb::object token_buffer(bool torch) {
-    return show_rows(holder_, get().token_buffer(), true, torch);
+    return show_rows(held(), held()->get().token_buffer(), true, torch);
   }
   [[nodiscard]] nb::object token_scales(bool torch) {
-    const AllToAllConfig& config = get().config();
-    void* const scales = holder_->impl->token_scales();
+    const std::shared_ptr<Holder> holder = held();
+    const AllToAllConfig& config = holder->get().config();
+    void* const scales = holder->impl->token_scales();
     if (scales == nullptr) return nb::none();
     return show({.data = scales,
                  .shape = {size(config.max_tokens), size(scale_columns(config))},
                  .dtype = scale_element(config.scale),
                  .writable = true},
-                torch, keep(holder_));
+                torch, keep(holder));
   }
   [[nodiscard]] nb::object expert_output(bool torch) {
-    return show_rows(holder_, get().expert_output(), true, torch);
+    return show_rows(held(), held()->get().expert_output(), true, torch);
   }
-  [[nodiscard]] std::int64_t max_rows() { return get().max_rows(); }
-  [[nodiscard]] std::int64_t workspace_bytes() { return get().workspace_bytes(); }
+  [[nodiscard]] std::int64_t max_rows() { return held()->get().max_rows(); }
+  [[nodiscard]] std::int64_t workspace_bytes() { return held()->get().workspace_bytes(); }
   [[nodiscard]] nb::list alive() {
+    const std::shared_ptr<Holder> holder = held();
     nb::list result;
-    for (const std::uint8_t one : get().alive()) result.append(one != 0);
+    for (const std::uint8_t one : holder->get().alive()) result.append(one != 0);
     return result;
   }
   [[nodiscard]] nb::list wait_ns(const std::string& half) {
+    const std::shared_ptr<Holder> holder = held();
     nb::list result;
-    for (const std::int64_t one : get().wait_ns(half_of(half))) result.append(one);
+    for (const std::int64_t one : holder->get().wait_ns(half_of(half))) result.append(one);
     return result;
   }
   [[nodiscard]] nb::dict step_times() {
-    const StepTimes& times = get().step_times();
+    const std::shared_ptr<Holder> holder = held();
+    const StepTimes& times = holder->get().step_times();
     nb::dict result;
     result["publish_ns"] = times.publish_ns;
     result["dispatch_wait_ns"] = times.dispatch_wait_ns;
@@ -367,7 +378,8 @@ class PyAllToAll {
     return result;
   }
   [[nodiscard]] nb::dict byte_counters() {
-    const ByteCounters& bytes = get().byte_counters();
+    const std::shared_ptr<Holder> holder = held();
+    const ByteCounters& bytes = holder->get().byte_counters();
     nb::dict result;
     result["staged_tokens"] = bytes.staged_tokens;
     result["staged_outputs"] = bytes.staged_outputs;
@@ -381,9 +393,10 @@ class PyAllToAll {
   [[nodiscard]] bool closed() const noexcept { return holder_ == nullptr || holder_->impl == nullptr; }
 
  private:
-  [[nodiscard]] AllToAll& get() const {
+  /// What a call keeps until it returns: it waits without the GIL, and another thread may close meanwhile.
+  [[nodiscard]] std::shared_ptr<Holder> held() const {
     if (holder_ == nullptr) throw Error(Errc::invalid_state, "this AllToAll has been closed");
-    return holder_->get();
+    return holder_;
   }
   [[nodiscard]] static Half half_of(const std::string& name) {
     if (name != "dispatch" && name != "combine")

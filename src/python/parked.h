@@ -26,7 +26,8 @@ class Parked {
   Parked(const Parked&) = delete;
   Parked& operator=(const Parked&) = delete;
   [[nodiscard]] Transport& transport() const noexcept { return *transport_; }
-  /// The world will end with this error, as where a rank's function throws: its peers then learn that it failed.
+  /// When this object goes, the world ends with this error, as where a rank's function throws: then its peers learn
+  /// that it failed.
   void fail_with(Errc code, std::string message);
 
  private:

@@ -107,14 +107,17 @@ bool WorldState::in_own_process() const noexcept {
 }
 
 void WorldState::check_usable() const {
-  if (ended())
-    throw Error(Errc::invalid_state,
-                fmt::format("rank {} of {}: this world has ended", world_.rank, world_.size));
+  if (ended()) refuse_ended();
   if (!in_own_process())
     throw Error(Errc::invalid_state,
                 fmt::format("rank {} of {} is process {}, but this is process {}, which was "
                             "forked from it; a rank is one process",
                             world_.rank, world_.size, process_, getpid()));
+}
+
+void WorldState::refuse_ended() const {
+  throw Error(Errc::invalid_state,
+              fmt::format("rank {} of {}: this world has ended", world_.rank, world_.size));
 }
 
 void WorldState::refuse_overlap() const {
@@ -149,11 +152,11 @@ void WorldState::fail(Errc code, const std::string& message) {
   if (parked_ != nullptr && in_own_process()) parked_->fail_with(code, message);
 }
 
-WorldState& PyWorld::get() const {
+std::shared_ptr<WorldState> PyWorld::get() const {
   if (state == nullptr)
     throw Error(Errc::invalid_state,
                 fmt::format("rank {} of {}: this world has been closed", world.rank, world.size));
-  return *state;
+  return state;
 }
 
 namespace {
@@ -164,30 +167,30 @@ namespace {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(timeout));
 }
 
-/// Closes it as failed: its peers' next long waits end at once.
+/// Closes it as failed; WorldState::fail says when its peers learn of it.
 void fail(PyWorld& world, const std::string& code, const std::string& message) {
   if (world.state != nullptr) world.state->fail(code_of(code), message);
   world.close();
 }
 
 void barrier(const PyWorld& world, double timeout) {
-  WorldState& self = world.get();
+  const std::shared_ptr<WorldState> self = world.get();
   const auto limit = seconds(timeout);
-  self.call([&](Transport& transport) { self.collectives(transport, limit).barrier(limit); });
+  self->call([&](Transport& transport) { self->collectives(transport, limit).barrier(limit); });
 }
 
 [[nodiscard]] std::vector<nb::bytes> allgather(const PyWorld& world, const nb::bytes& data, double timeout) {
-  WorldState& self = world.get();
+  const std::shared_ptr<WorldState> self = world.get();
   const auto limit = seconds(timeout);
-  const auto ranks = static_cast<std::size_t>(self.world().size);
+  const auto ranks = static_cast<std::size_t>(self->world().size);
   const std::size_t bytes = data.size();
   // Sizes may differ, so they go first; then all are as long as the longest, in pieces.
   std::vector<std::int64_t> sizes(ranks);
   std::vector<std::vector<char>> all(ranks);
   const auto mine = static_cast<std::int64_t>(bytes);
   const char* const from = data.c_str();
-  self.call([&](Transport& transport) {
-    Collectives& collectives = self.collectives(transport, limit);
+  self->call([&](Transport& transport) {
+    Collectives& collectives = self->collectives(transport, limit);
     collectives.allgather(&mine, sizeof(mine), sizes.data(), limit);
     const std::int64_t longest = *std::max_element(sizes.begin(), sizes.end());
     const std::int64_t step = WorldState::kCollectiveBytes / 2;
@@ -213,19 +216,19 @@ void barrier(const PyWorld& world, double timeout) {
 
 /// Piece r of `send` goes to rank r; both are whole arrays of R equal pieces.
 void alltoall(const PyWorld& world, const InArray& send, const OutArray& receive, double timeout) {
-  WorldState& self = world.get();
+  const std::shared_ptr<WorldState> self = world.get();
   const auto limit = seconds(timeout);
-  const auto ranks = static_cast<std::int64_t>(self.world().size);
+  const auto ranks = static_cast<std::int64_t>(self->world().size);
   const Bytes from = dense_bytes(send, "send");
   const MutableBytes to = dense_bytes(receive, "receive");
   if (from.size != to.size || from.size % ranks != 0)
     refuse(
         fmt::format("rank {}: alltoall: send has {} bytes and receive {}; both must have the same number, a "
                     "multiple of {} ranks",
-                    self.world().rank, from.size, to.size, ranks));
+                    self->world().rank, from.size, to.size, ranks));
   const std::int64_t piece = from.size / ranks;
-  self.call([&](Transport& transport) {
-    Collectives& collectives = self.collectives(transport, limit);
+  self->call([&](Transport& transport) {
+    Collectives& collectives = self->collectives(transport, limit);
     const std::int64_t step = std::max<std::int64_t>(1, WorldState::kCollectiveBytes / ranks);
     std::vector<std::byte> out(static_cast<std::size_t>(std::min(step, piece) * ranks));
     std::vector<std::byte> in(out.size());

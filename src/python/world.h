@@ -47,16 +47,18 @@ class WorldState {
     const nanobind::gil_scoped_release release;
     const std::unique_lock one_at_a_time(mutex_, std::try_to_lock);
     if (!one_at_a_time) refuse_overlap();
+    // end() may have come between the check and the lock.
+    if (transport_ == nullptr) refuse_ended();
     return f(*transport_);
   }
   void check_usable() const;
 
-  /// Before this, `one` may use the transport. Afterwards it holds nothing of it.
+  /// From now on end() ends `one`. During a call, so that no end() comes between the making of `one` and this.
   void add(const std::weak_ptr<Dependent>& one);
   /// Ends what still uses the transport. For a borrowed transport: also the world.
   void end() noexcept;
-  /// Once this ends, its peers learn that it failed. Does nothing for a transport that lives during a call: there the
-  /// body throws.
+  /// Once nobody holds this any more, its peers learn that it failed; until then they wait, as its memory stays. Does
+  /// nothing for a transport that lives during a call: there the body throws.
   void fail(Errc code, const std::string& message);
   /// No more calls; everything stays where it is.
   void close() noexcept { closed_ = true; }
@@ -84,6 +86,7 @@ class WorldState {
 
  private:
   [[noreturn]] void refuse_overlap() const;
+  [[noreturn]] void refuse_ended() const;
   void describe();
 
   std::unique_ptr<Parked> parked_;
@@ -109,8 +112,9 @@ struct PyWorld {
     if (state != nullptr) state->close();
     state.reset();
   }
+  /// What a call keeps until it returns: it waits without the GIL, and another thread may close meanwhile.
   /// Errors: Errc::invalid_state where it is closed.
-  [[nodiscard]] WorldState& get() const;
+  [[nodiscard]] std::shared_ptr<WorldState> get() const;
 
   std::shared_ptr<WorldState> state;
   World world;

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 
 import numpy as np
 
@@ -47,6 +51,72 @@ def spawn_failure():
         assert "ended with an error" in error.outcomes[0].message, error.outcomes
     else:
         raise AssertionError("a failed rank was not reported")
+
+
+def sleeps(world):
+    os.write(1, f"{os.getpid()}\n".encode())
+    time.sleep(1000)
+
+
+def dies(start):
+    """Ranks that were started by ``start`` end when the process that started them is killed."""
+    text = f"import network_cases, shunt; shunt.run_ranks(network_cases.sleeps, 2, start={start!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.abspath(__file__))
+    )
+    assert process.stdout is not None
+    ranks = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while any(os.path.exists(f"/proc/{pid}") for pid in ranks):
+        assert time.monotonic() < until, "a rank outlived its parent"
+        time.sleep(0.02)
+
+
+def spawn_dies():
+    dies("spawn")
+
+
+def closed_meanwhile(world, mark):
+    """Rank 0 waits for rank 1, which waits for what rank 0's second thread writes once it has closed the world."""
+    if world.rank == 1:
+        while not os.path.exists(mark):
+            time.sleep(0.01)
+        world.barrier()
+        return True
+
+    def other():
+        try:
+            while True:
+                try:
+                    shunt.AllToAll(world, dataclasses.replace(CONFIG, num_experts=-1))
+                except shunt.InvalidArgumentError:
+                    pass  # The wait has not begun.
+                except shunt.InvalidStateError as error:
+                    assert "another thread" in str(error), error
+                    break
+            world.close()
+        finally:
+            with open(mark, "w"):
+                pass
+
+    second = threading.Thread(target=other)
+    second.start()
+    while not world.closed:
+        try:
+            world.barrier()
+            break
+        except shunt.InvalidStateError:
+            pass  # The other thread was in its call just then.
+    second.join()
+    return world.closed
+
+
+def closed():
+    """A world that another thread closes while this one waits in it: the wait goes on to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        assert shunt.run_ranks(closed_meanwhile, 2, os.path.join(folder, "mark"), start="spawn") == [True, True]
 
 
 def torchrun():
@@ -120,5 +190,5 @@ def join_late():
 
 
 if __name__ == "__main__":
-    cases = (spawn, spawn_failure, torchrun, process_group, join_late)
+    cases = (spawn, spawn_failure, torchrun, process_group, join_late, spawn_dies, closed)
     {case.__name__: case for case in cases}[sys.argv[1]]()

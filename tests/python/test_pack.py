@@ -50,6 +50,20 @@ def test_what_is_packed_comes_out(dtype, idx_dtype):
         assert counts == [ids.tolist().count(expert) for expert in range(share)]
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_single_item_and_none(rows):
+    """A hidden of 5: an item's id lies at no multiple of its size."""
+    x, ids, weights = torch.arange(5.0).to(torch.bfloat16).reshape(1, 5), torch.tensor([[3]]), torch.tensor([[0.5]])
+    buffers = [torch.zeros(100, dtype=torch.uint8) for _ in range(2)]
+    sizes = pack_moe_data_to_buffers(x[:rows], ids[:rows], weights[:rows], 4, 2, "cpu", buffers)
+    lengths = torch.stack([torch.zeros((), dtype=torch.int32), sizes[1]])
+    back = unpack_moe_data_from_buffers(
+        [buffers[0], buffers[1]], lengths, 2, 5, 2, "cpu", torch.bfloat16, torch.int64, torch.float32
+    )
+    assert torch.equal(back[0], x[:rows])
+    assert (back[1].tolist(), back[2].tolist(), back[3]) == ([1] * rows, [0.5] * rows, [0, rows])
+
+
 def test_wrong_arguments_are_named():
     x, ids, weights = inputs_of(0, torch.float32, torch.int64, 4)
     buffers = [torch.full((8,), 7, dtype=torch.uint8) for _ in range(RANKS)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import oracle
 import pytest
@@ -54,7 +56,26 @@ def test_tensors_in_and_out(dtype):
     assert shunt.run_ranks(rank, 3) == [True] * 3
 
 
-def test_a_tensor_elsewhere_is_refused():
+class Elsewhere:
+    """A tensor in host memory that says that it lies on a GPU."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **_):
+        capsule = torch.utils.dlpack.to_dlpack(self.tensor)
+        address = ctypes.pythonapi.PyCapsule_GetPointer
+        address.restype = ctypes.c_void_p
+        address.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        # DLTensor: the data's address, then the type of its device; 2 is CUDA.
+        ctypes.c_int32.from_address(address(capsule, b"dltensor") + 8).value = 2
+        return capsule
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+def test_a_tensor_of_another_type_or_elsewhere_is_refused():
     config = shunt.Config(max_tokens=2, num_experts=2, top_k=1, hidden=8)
     with shunt.World.single() as world:
         moe = shunt.AllToAll(world, config, arrays="torch")
@@ -66,6 +87,8 @@ def test_a_tensor_elsewhere_is_refused():
         with pytest.raises(shunt.InvalidArgumentError, match="float32 is needed"):
             received = moe.dispatch(torch.zeros(2, 8, dtype=torch.bfloat16), ids)
             moe.combine(received.rows, torch.zeros(2, 1, dtype=torch.float64))
+        with pytest.raises(shunt.InvalidArgumentError, match="tokens is on a device of DLPack type 2"):
+            moe.dispatch(Elsewhere(torch.zeros(2, 8, dtype=torch.bfloat16)), ids)
 
 
 def test_fp8_tensors_where_pytorch_has_them():

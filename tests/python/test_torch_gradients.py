@@ -139,6 +139,24 @@ def test_a_backward_of_dispatch_alone():
     assert shunt.run_ranks(rank, RANKS) == [True] * RANKS
 
 
+def test_a_backward_of_dispatch_after_another_open_step():
+    """The open backward step is of another layer's ids."""
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of())
+        x, ids, weights = inputs_of(world.rank)
+        first = exchange.combine(exchange.dispatch(x.detach(), ids).rows.requires_grad_(), ids, weights)
+        y, others, _ = inputs_of(world.rank, 3, "uniform")
+        rows = exchange.dispatch(y, others).rows
+        exchange.combine(rows.detach(), others, torch.ones(3, TOP_K))
+        first.sum().backward()
+        rows.sum().backward()
+        return torch.equal(y.grad, torch.full_like(y, TOP_K))
+
+    assert shunt.run_ranks(rank, RANKS) == [True] * RANKS
+
+
 def test_shapes_without_data():
     with shunt.World.single() as world:
         exchange = Exchange(world, config_of())

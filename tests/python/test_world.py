@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import network_cases
 import numpy as np
 import pytest
 
@@ -132,22 +133,8 @@ print("done", flush=True)
 
 
 def test_ranks_die_with_their_parent():
-    text = """
-import os, shunt, time
-def rank(world):
-    os.write(1, f"{os.getpid()}\\n".encode())
-    time.sleep(1000)
-shunt.run_ranks(rank, 2)
-"""
-    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    ranks = [int(process.stdout.readline()) for _ in range(2)]
-    process.kill()
-    process.wait()
-    until = time.monotonic() + 60
-    while any(os.path.exists(f"/proc/{pid}") for pid in ranks):
-        assert time.monotonic() < until, "a rank outlived its parent"
-        time.sleep(0.02)
+    """Forked ones; network_cases.py has the spawned ones."""
+    network_cases.dies("fork")
 
 
 def test_an_interrupt_ends_the_ranks():
@@ -177,7 +164,9 @@ except KeyboardInterrupt:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("case", ["spawn", "spawn_failure", "torchrun", "process_group", "join_late"])
+@pytest.mark.parametrize(
+    "case", ["spawn", "spawn_failure", "torchrun", "process_group", "join_late", "spawn_dies", "closed"]
+)
 def test_ranks_that_meet_by_network(case):
     """In a network namespace of its own; network_cases.py has the cases."""
     if case == "process_group":
