@@ -120,11 +120,9 @@ std::vector<Point> expand_points(AllToAllBenchOptions& options, const ModelDump*
                                  std::int32_t job_ranks) {
   if (options.ranks == 0) options.ranks = job_ranks > 0 ? job_ranks : 2;
   check_range("--ranks", options.ranks, 1, 1024);
-  check_range("--nodes", options.nodes, 1, options.ranks);
-  if (options.ranks % options.nodes != 0)
+  if (options.nodes < 1 || options.ranks % options.nodes != 0)
     refuse("--nodes is {}; allowed: a divisor of the number of ranks, {}", options.nodes, options.ranks);
-  check_range("--dp-size", options.dp_size, 1, options.ranks);
-  if (options.ranks % options.dp_size != 0)
+  if (options.dp_size < 1 || options.ranks % options.dp_size != 0)
     refuse("--dp-size is {}; allowed: a divisor of the number of ranks, {}", options.dp_size, options.ranks);
   if (is_fp8(options.out_dtype))
     refuse("--out-dtype is {}; allowed: bfloat16, float16, float32", dtype_name(options.out_dtype));

@@ -162,6 +162,7 @@ std::vector<Record> transport_records(const TransportBenchReport& report,
         .set("min_us", row.us.min)
         .set("max_us", row.us.max)
         .set("mean_us", row.us.mean)
+        .set("std_us", row.us.stddev)
         .set("cv", row.us.coefficient_of_variation)
         .set("samples", row.us.count)
         .set("gb_per_s", row.gb_per_s)
