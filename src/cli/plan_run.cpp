@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
@@ -213,6 +214,20 @@ void apply_extra(const std::string& text, Chosen& chosen) {
     throw Error(Errc::invalid_argument, fmt::format("{}: this target is not among --targets", where));
 }
 
+constexpr const char* kArtifacts[] = {"/plan_run.json", "/plan_run.md"};
+
+/// Before anything is printed or written: both are new, and there is a folder for them.
+void prepare_artifacts(const std::string& folder) {
+  for (const char* name : kArtifacts)
+    if (std::filesystem::exists(folder + name))
+      throw Error(Errc::io,
+                  fmt::format("--artifacts-dir: {}{} exists; nothing is overwritten", folder, name));
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error)
+    throw Error(Errc::io, fmt::format("--artifacts-dir: cannot make {}: {}", folder, error.message()));
+}
+
 int run(const Options& o) {
   const bool ours = choose("--cost-model", o.cost_model, {"ours", "lab"}) == 0;
   if (o.profile != "minimal" && o.profile != "none")
@@ -222,6 +237,7 @@ int run(const Options& o) {
   if (o.targets.empty())
     throw Error(Errc::invalid_argument, "plan run: give --targets or --scenario (shunt plan list-targets)");
   Chosen chosen = chosen_targets(o.targets);
+  if (!o.artifacts.empty()) prepare_artifacts(o.artifacts);
   std::vector<std::string> notes;
   for (const Given& given : o.given) apply_to_all(given, chosen, notes);
   for (const std::string& text : o.extra) apply_extra(text, chosen);
@@ -230,8 +246,8 @@ int run(const Options& o) {
   outcome.report.notes.insert(outcome.report.notes.begin(), notes.begin(), notes.end());
   print_report(outcome.report, o.format);
   if (!o.artifacts.empty()) {
-    write_new_file(o.artifacts + "/plan_run.json", plan::render(outcome.report, plan::Format::json));
-    write_new_file(o.artifacts + "/plan_run.md", plan::render(outcome.report, plan::Format::markdown));
+    write_new_file(o.artifacts + kArtifacts[0], plan::render(outcome.report, plan::Format::json));
+    write_new_file(o.artifacts + kArtifacts[1], plan::render(outcome.report, plan::Format::markdown));
   }
   return outcome.ok ? 0 : 1;
 }
