@@ -34,7 +34,7 @@ const std::vector<Column>& run_columns() {
     for (const char* key :
          {"ep_cross_node", "tokens_per_gpu", "tokens_per_expert", "capacity_limit_tokens", "load_balance_ok",
           "experts_per_gpu", "ep_payload_gb", "dp_payload_gb", "pipeline_payload_gb", "fabric",
-          "collective_gb_per_s", "hotspots", "affinity", "notes"})
+          "collective_gb_per_s", "exchange_gb_per_s", "network_gb_per_s", "hotspots", "affinity", "notes"})
       all.push_back(program(key));
     return all;
   }();
@@ -85,6 +85,8 @@ std::vector<RecordValue> run_row(const Run& run) {
           e.pipeline_payload_gb,
           run.fabric.empty() ? none : RecordValue{run.fabric},
           run.profile == nullptr ? none : RecordValue{run.collective_gb_per_s},
+          run.exchange_gb_per_s,
+          run.network_gb_per_s,
           e.hotspots,
           e.affinity,
           e.notes};

@@ -220,6 +220,26 @@ TEST(LabTest, TellsPeopleWhatAPlanNeeds) {
   }
 }
 
+TEST(LabTest, ProgramsFindTheRatesThatPeopleSee) {
+  Settings settings;
+  settings.spec = kDgx;
+  const Outcome outcome = run_targets({{&find_target("parallelism_breakdown"), settings}});
+  const auto rates = [&](const std::string& table, const std::string& column) {
+    std::vector<double> found;
+    for (const Table& one : outcome.report.tables)
+      for (std::size_t i = 0; one.key == table && i < one.columns.size(); ++i)
+        if (one.columns[i].key == column)
+          for (const auto& row : one.rows) found.push_back(std::get<double>(row[i]));
+    return found;
+  };
+  EXPECT_EQ(rates("needs", "ep_rate").size(), 2U);
+  EXPECT_EQ(rates("runs", "exchange_gb_per_s"), rates("needs", "ep_rate"));
+  EXPECT_EQ(rates("needs", "nic_rate").size(), 2U);
+  EXPECT_EQ(rates("runs", "network_gb_per_s"), rates("needs", "nic_rate"));
+  for (const Table& one : outcome.report.tables)
+    for (const auto& row : one.rows) EXPECT_EQ(row.size(), one.columns.size()) << one.key;
+}
+
 TEST(LabTest, ValidationComparesTheHalves) {
   Settings settings;
   settings.spec = kDgx;
