@@ -11,6 +11,7 @@
 #include <shunt/pack/cuda.h>
 
 #include "checks.h"
+#include "known_blocks.h"
 
 namespace shunt::cuda::detail {
 
@@ -51,17 +52,17 @@ class CudaLauncher {
     require(Kernel::kName, cudaGetLastError());
   }
   [[nodiscard]] std::int32_t processors() const { return processors_; }
-  /// Asked once for each kernel: the GPUs of a process are of one kind, and a kernel's shared memory hardly changes.
+  /// Of the kernel with so much shared memory. The GPUs of a process are taken to be of one kind.
   template <class Kernel>
   [[nodiscard]] std::int32_t blocks_per_processor(std::int32_t shared_bytes) const {
-    static const int known = [shared_bytes] {
+    static KnownBlocks known;
+    return known.find(shared_bytes, [shared_bytes] {
       int blocks = 0;
       require(Kernel::kName,
               cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, enter<Kernel>, Kernel::kThreads,
                                                             static_cast<std::size_t>(shared_bytes)));
       return blocks > 0 ? blocks : 1;
-    }();
-    return known;
+    });
   }
 
  private:

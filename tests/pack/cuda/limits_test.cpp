@@ -6,6 +6,7 @@
 #include <shunt/core/error.h>
 #include <shunt/pack/cuda.h>
 
+#include "pack/cuda/known_blocks.h"
 #include "pack/cuda/plan_sizes.h"
 #include "pack/pack_fixture.h"
 
@@ -178,6 +179,24 @@ TEST(PackCudaLimitsTest, UnitsCoverEverySelectionWithinTheirNumber) {
     EXPECT_EQ(sizes.unit % 32, 0);
     EXPECT_GE(cuda::plan_workspace_bytes(input), std::int64_t{sizes.num_units} * (3 + 1) * 4);
   }
+}
+
+TEST(KnownBlocksTest, AsksOnceForEachSizeThatItKeeps) {
+  cuda::detail::KnownBlocks known;
+  std::int32_t asked = 0;
+  const auto find = [&](std::int32_t shared_bytes) {
+    return known.find(shared_bytes, [&] {
+      ++asked;
+      return 1 + shared_bytes / 1024;
+    });
+  };
+  constexpr std::int32_t kKept = cuda::detail::KnownBlocks::kKept;
+  for (std::int32_t round = 0; round < 2; ++round)
+    for (std::int32_t i = 0; i < kKept; ++i) EXPECT_EQ(find(i * 1024), 1 + i);
+  EXPECT_EQ(asked, kKept);
+  EXPECT_EQ(find(kKept * 1024), 1 + kKept) << "one size too many is answered all the same";
+  EXPECT_EQ(find(kKept * 1024), 1 + kKept);
+  EXPECT_EQ(asked, kKept + 2);
 }
 
 }  // namespace
