@@ -91,7 +91,10 @@ NcclHeap::NcclHeap(const heap::HeapOptions& options) : size_(options.size) {
                     built_for() + "; the loader finds " + description());
   }
   if (network_) {
-    // A network without signals that are words still carries puts, and kernels have numbered signals.
+    // A network without signals that are words still carries puts, and kernels have numbered signals. Each rank falls back
+    // by itself, though both calls are collective: the refusal comes from the plugin that NCCL has loaded, so all nodes
+    // must have the same one. A rank that is refused alone leaves the others in their first call, which no word from it
+    // could end: NCCL has no deadline there.
     has_words_ = kHasWindowSignals;
     ncclDevCommRequirements needed = requirements(0, true, has_words_);
     ncclResult_t made = ncclDevCommCreate(comm_, &needed, &device_comm_);
