@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cinttypes>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -24,11 +27,16 @@
 namespace shunt::bench {
 namespace {
 
+/// What a rank's GPU says of its memory.
+using Memory = std::function<GpuMemory()>;
+
 /// The CPU as a GPU whose stream is always at its end.
 class FakeStream final : public GpuStream {
  public:
+  explicit FakeStream(Memory memory = {}) : memory_(std::move(memory)) {}
   [[nodiscard]] cuda::Stream handle() const noexcept override { return nullptr; }
   [[nodiscard]] std::unique_ptr<PackDevice> make_device() override { return make_cpu_pack_device(); }
+  [[nodiscard]] GpuMemory memory() override { return memory_ ? memory_() : GpuMemory{}; }
   void record(std::int32_t event) override { at_.at(static_cast<std::size_t>(event)) = Clock::now(); }
   [[nodiscard]] double elapsed_us(std::int32_t from, std::int32_t to) override {
     return std::chrono::duration<double, std::micro>(at_.at(static_cast<std::size_t>(to)) -
@@ -44,6 +52,7 @@ class FakeStream final : public GpuStream {
   void open_gate() noexcept override {}
 
  private:
+  Memory memory_;
   std::array<Clock::time_point, kEvents> at_{};
 };
 
@@ -313,6 +322,84 @@ TEST(GpuMethodsTest, AreLeftOutWhereTheirLibraryDoesNotStart) {
   }
 }
 
+TEST(GpuMethodsTest, AreLeftOutOnAllRanksWhereTheirLibraryFailsOnOne) {
+  std::atomic<std::int32_t> made = 0;
+  std::atomic<bool> failed = false;
+  GpuRuntime runtime = fake_runtime();
+  runtime.of(Carrier::nccl).make = [&](const MethodContext& context) -> std::unique_ptr<GpuExchange> {
+    auto exchange = std::make_unique<FakeExchange>(context, Spoil());
+    ++made;
+    if (context.transport.world().rank == 1 && !failed.exchange(true))
+      throw Error(Errc::unavailable, "it finds no interface");
+    return exchange;
+  };
+  AllToAllBenchOptions options = small(RankMode::threads);
+  options.registry = gpu_methods(runtime, {});
+  options.methods = {"cuda/nccl", "cpu/nccl", "memcpy"};
+  for (const MethodResult& method : run_alltoall_bench(options, {"test"}, {}).points.at(0).methods) {
+    if (method.name == "cuda/nccl") {
+      EXPECT_EQ(method.status, "skipped");
+      EXPECT_EQ(method.reason, "rank 1: it finds no interface");
+    } else {
+      EXPECT_EQ(method.status, "ok") << method.name << ": " << method.reason;
+    }
+  }
+  EXPECT_EQ(made, 6) << "the second method makes it anew on every rank";
+}
+
+PointResult run_with_memory(const std::function<GpuMemory(std::int32_t rank)>& memory) {
+  GpuRuntime runtime = fake_runtime();
+  runtime.make_stream = [memory](const MethodContext& context) {
+    const std::int32_t rank = context.transport.world().rank;
+    return std::make_unique<FakeStream>([memory, rank] { return memory(rank); });
+  };
+  AllToAllBenchOptions options = small(RankMode::threads);
+  options.num_experts = 6;
+  options.registry = gpu_methods(runtime, {});
+  options.methods = {"dense/nccl", "memcpy"};
+  return run_alltoall_bench(options, {"test"}, {}).points.at(0);
+}
+
+MethodResult dense_in(const PointResult& point) {
+  for (const MethodResult& method : point.methods) {
+    if (method.name == "dense/nccl") return method;
+    EXPECT_EQ(method.status, "ok") << method.name << ": " << method.reason;
+  }
+  ADD_FAILURE() << "no dense/nccl";
+  return {};
+}
+
+TEST(GpuMethodsTest, CompareWhatTheRanksOfAGpuNeedTogether) {
+  const auto two_share = [](std::int64_t shared, std::int64_t alone) {
+    return dense_in(run_with_memory([=](std::int32_t rank) {
+      return rank == 1 ? GpuMemory{"0000:02:00.0", alone} : GpuMemory{"0000:01:00.0", shared};
+    }));
+  };
+  // Every rank needs as much as any other here, so this is half of what two do.
+  const std::string lacking = two_share(std::int64_t{1} << 40, 1).reason;
+  std::int64_t needed = 0;
+  ASSERT_EQ(std::sscanf(lacking.c_str(),
+                        "rank 1: its rows need %" SCNd64 " bytes of device memory, 1 are free", &needed),
+            1)
+      << lacking;
+  EXPECT_EQ(two_share(2 * needed, needed).status, "ok");
+  const MethodResult small_gpu = two_share(2 * needed - 1, needed);
+  EXPECT_EQ(small_gpu.status, "skipped");
+  EXPECT_EQ(small_gpu.reason, "ranks 0, 2 share the GPU 0000:01:00.0 of node 0: their rows need " +
+                                  std::to_string(2 * needed) + " bytes of its memory together, " +
+                                  std::to_string(2 * needed - 1) + " are free");
+  EXPECT_EQ(two_share(0, 0).status, "ok") << "what is not known is not compared";
+}
+
+TEST(GpuMethodsTest, AreLeftOutOnAllRanksWhereOneCannotSayWhatIsFree) {
+  const MethodResult method = dense_in(run_with_memory([](std::int32_t rank) -> GpuMemory {
+    if (rank == 2) throw Error(Errc::out_of_memory, "cudaMemGetInfo: out of memory");
+    return {"0000:0" + std::to_string(rank) + ":00.0", std::int64_t{1} << 40};
+  }));
+  EXPECT_EQ(method.status, "skipped");
+  EXPECT_EQ(method.reason, "rank 2: cudaMemGetInfo: out of memory");
+}
+
 TEST(GpuMethodsTest, SayWhatTheyCannotDo) {
   AllToAllBenchOptions options = small(RankMode::threads);
   options.ranks = 4;
@@ -352,6 +439,7 @@ class LoggingStream final : public GpuStream {
   explicit LoggingStream(std::string& log) : log_(log) {}
   [[nodiscard]] cuda::Stream handle() const noexcept override { return nullptr; }
   [[nodiscard]] std::unique_ptr<PackDevice> make_device() override { return nullptr; }
+  [[nodiscard]] GpuMemory memory() override { return {}; }
   void record(std::int32_t event) override { log_ += std::to_string(event); }
   [[nodiscard]] double elapsed_us(std::int32_t from, std::int32_t to) override { return 100.0 * from + to; }
   void synchronize(std::chrono::milliseconds deadline) override {

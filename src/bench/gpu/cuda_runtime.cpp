@@ -65,6 +65,12 @@ class CudaStream final : public GpuStream {
   [[nodiscard]] std::unique_ptr<PackDevice> make_device() override {
     return make_cuda_pack_device(limit_, stream_);
   }
+  [[nodiscard]] GpuMemory memory() override {
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cuda_require("cudaMemGetInfo", cudaMemGetInfo(&free, &total));
+    return {gpu_address(), static_cast<std::int64_t>(free)};
+  }
   void record(std::int32_t event) override {
     cuda_require("cudaEventRecord", cudaEventRecord(events_.at(static_cast<std::size_t>(event)), stream_));
   }

@@ -130,11 +130,7 @@ std::unique_ptr<GpuExchange> make_nccl_exchange(const MethodContext& context) {
   Note mine;
   // A rank that fails here tells the others, which would wait for it.
   try {
-    int device = 0;
-    char bus[20] = {};
-    cuda_require("cudaGetDevice", cudaGetDevice(&device));
-    cuda_require("cudaDeviceGetPCIBusId", cudaDeviceGetPCIBusId(bus, sizeof bus, device));
-    fmt::format_to_n(mine.device, sizeof mine.device - 1, "{} of node {}", bus, world.node);
+    fmt::format_to_n(mine.device, sizeof mine.device - 1, "{} of node {}", gpu_address(), world.node);
     if (world.rank == 0) require("ncclGetUniqueId", nccl().get_unique_id(&mine.id));
   } catch (const Error& error) {
     std::string_view(error.what()).copy(mine.failure, sizeof mine.failure - 1);

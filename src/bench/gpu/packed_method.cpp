@@ -1,7 +1,10 @@
 #include <algorithm>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <shunt/core/error.h>
 
@@ -354,24 +357,89 @@ std::int64_t packed_bytes(const Workload& workload, const PackedWay& way, std::i
   return sent * (row + 4 + out) + received * (2 * (row + out) + 4);
 }
 
-/// Collective. Errors: out_of_memory on every rank where one of them has less than it needs, before any of them has begun
-/// to allocate: some allocations are collective, and a rank that fails alone would be waited for.
-void agree_on_memory(const MethodContext& context, GpuRank& rank, const PackedWay& way) {
-  struct Note {
-    std::int64_t needed;
-    std::int64_t free;
+/// What ranks tell each other before any of them makes a method.
+struct Note {
+  std::int64_t needed = 0;
+  std::int64_t free = 0;     ///< 0: not known
+  char device[64] = {};      ///< Whose memory, and on which node
+  bool unconnected = false;  ///< It has no exchange
+  bool failed = false;
+  Errc code = Errc::internal;
+  char failure[400] = {};
+};
+
+/// Throws what `all` say has gone wrong, the same on every rank.
+void check_failures(const std::vector<Note>& all) {
+  const Note* cause = nullptr;
+  const auto mild = [](const Note& note) {
+    return note.code == Errc::unavailable || note.code == Errc::out_of_memory;
   };
+  // A method is left out for these two; what ends the run on one rank must end it on all.
+  for (const Note& note : all)
+    if (note.failed && (cause == nullptr || (mild(*cause) && !mild(note)))) cause = &note;
+  if (cause == nullptr) return;
+  const std::string name = fmt::format("rank {}: ", cause - all.data());
+  const std::string_view text = cause->failure;
+  // What every rank has found concerns none of them in particular.
+  const bool common = std::all_of(all.begin(), all.end(), [](const Note& note) { return note.failed; });
+  throw Error(cause->code, (common || text.starts_with(name) ? "" : name) + std::string(text));
+}
+
+/// Throws out_of_memory, the same on every rank, where a device has less than its ranks need together.
+void check_memory(const std::vector<Note>& all) {
+  for (std::size_t first = 0; first < all.size(); ++first) {
+    std::vector<std::size_t> sharers;
+    std::int64_t needed = 0;
+    std::int64_t free = all[first].free;
+    for (std::size_t r = 0; r < all.size(); ++r) {
+      if (std::string_view(all[r].device) != all[first].device) continue;
+      sharers.push_back(r);
+      needed += all[r].needed;
+      free = std::min(free, all[r].free);
+    }
+    if (free == 0 || needed <= free) continue;
+    if (sharers.size() == 1)
+      throw Error(
+          Errc::out_of_memory,
+          fmt::format("rank {}: its rows need {} bytes of device memory, {} are free", first, needed, free));
+    throw Error(
+        Errc::out_of_memory,
+        fmt::format("ranks {} share the GPU {}: their rows need {} bytes of its memory together, {} are free",
+                    fmt::join(sharers, ", "), all[first].device, needed, free));
+  }
+}
+
+/// Collective. Connects the ranks by `way`'s exchange and compares what they need with what is free: some allocations are
+/// collective, and a rank that fails alone would be waited for. So every rank hears from all before any goes on, whatever
+/// has failed so far.
+/// Errors: the same on every rank, with no exchange left on any where one has none; timeout and peer_lost as they come,
+///         after which ranks cannot tell each other anything.
+void prepare(const MethodContext& context, GpuRanks& ranks, GpuRank& rank, const PackedWay& way) {
   const World& world = context.transport.world();
-  const Note mine{packed_bytes(context.workload, way, world.rank), rank.stream->make_device()->free_bytes()};
+  Note mine;
+  mine.needed = packed_bytes(context.workload, way, world.rank);
+  mine.unconnected = true;
+  try {
+    static_cast<void>(ranks.exchange(context, rank, way.carrier));
+    mine.unconnected = false;
+    const GpuMemory memory = rank.stream->memory();
+    mine.free = memory.free;
+    fmt::format_to_n(mine.device, sizeof mine.device - 1, "{} of node {}", memory.device, world.node);
+  } catch (const Error& error) {
+    if (error.code() == Errc::timeout || error.code() == Errc::peer_lost) throw;
+    mine.failed = true;
+    mine.code = error.code();
+    std::string_view(error.what()).copy(mine.failure, sizeof mine.failure - 1);
+  }
   std::vector<Note> all(at(world.size));
-  const std::unique_ptr<Collectives> ranks =
+  const std::unique_ptr<Collectives> together =
       context.transport.make_collectives(sizeof mine, Clock::now() + context.settings.deadline);
-  ranks->allgather(&mine, sizeof mine, all.data(), context.settings.deadline);
-  for (std::size_t r = 0; r < all.size(); ++r)
-    if (all[r].free > 0 && all[r].needed > all[r].free)
-      throw Error(Errc::out_of_memory,
-                  fmt::format("rank {}: its rows need {} bytes of device memory, {} are free", r,
-                              all[r].needed, all[r].free));
+  together->allgather(&mine, sizeof mine, all.data(), context.settings.deadline);
+  // Where one rank could not make it, all have tried just now, so that no method before this one holds it.
+  if (std::any_of(all.begin(), all.end(), [](const Note& note) { return note.unconnected; }))
+    GpuRanks::drop(rank, way.carrier);
+  check_failures(all);
+  check_memory(all);
 }
 
 /// The bytes that move, copied from here to here.
@@ -428,9 +496,7 @@ std::unique_ptr<Method> make_gpu_packed_method(const MethodContext& context, Gpu
                 fmt::format("its all-to-all has blocks of one size, and {} experts on {} ranks are not",
                             point.num_experts, point.ranks));
   const std::shared_ptr<GpuRank> rank = ranks.find(context);
-  // Collective, so before anything that may fail on one rank alone.
-  static_cast<void>(ranks.exchange(context, *rank, way.carrier));
-  agree_on_memory(context, *rank, way);
+  prepare(context, ranks, *rank, way);
   return std::make_unique<GpuPackedMethod>(context, ranks, rank, terms, way);
 }
 

@@ -37,6 +37,13 @@ GpuExchange& GpuRanks::exchange(const MethodContext& context, GpuRank& rank, Car
   return *exchange;
 }
 
+void GpuRanks::drop(GpuRank& rank, Carrier carrier) noexcept {
+  std::unique_ptr<GpuExchange>& exchange = rank.exchanges.at(static_cast<std::size_t>(carrier));
+  if (exchange == nullptr) return;
+  exchange->abort();  // its end may wait for a rank that has none
+  exchange.reset();
+}
+
 void GpuPhases::settle() {
   stream_.synchronize(deadline_ + kLongerThanKernels);
   if (terms_.cold) stream_.flush();

@@ -16,6 +16,12 @@
 
 namespace shunt::bench {
 
+/// The memory of a device, which ranks of one node with the same device share.
+struct GpuMemory {
+  std::string device;     ///< Its address on the PCI bus
+  std::int64_t free = 0;  ///< Bytes; 0: not known
+};
+
 /// The stream of one rank, its clock, and what may stand around the work on it. Behind it is CUDA, or in tests the CPU.
 /// Threads: one rank's thread.
 class GpuStream {
@@ -24,6 +30,8 @@ class GpuStream {
   [[nodiscard]] virtual cuda::Stream handle() const noexcept = 0;
   /// Memory and calls of one method, on this stream.
   [[nodiscard]] virtual std::unique_ptr<PackDevice> make_device() = 0;
+  /// Of its device, as it is now.
+  [[nodiscard]] virtual GpuMemory memory() = 0;
   /// Notes the device's time when the stream comes here. Events have numbers from 0 to kEvents - 1.
   static constexpr std::int32_t kEvents = 16;
   virtual void record(std::int32_t event) = 0;
@@ -88,7 +96,7 @@ inline constexpr std::size_t kCarriers = 2;
 struct GpuExchanges {
   std::string unavailable;                                  ///< Why this build or machine has none
   std::function<std::string(const Transport&)> unsuited{};  ///< As MethodSpec::unsuited
-  /// Collective. Errors: Errc::unavailable with the reason, on every rank.
+  /// Collective. Errors: Errc::unavailable with the reason, on every rank or on some.
   std::function<std::unique_ptr<GpuExchange>(const MethodContext&)> make;
 };
 
@@ -131,8 +139,11 @@ class GpuRanks {
   explicit GpuRanks(GpuRuntime runtime);
   ~GpuRanks();
   [[nodiscard]] std::shared_ptr<GpuRank> find(const MethodContext& context);
-  /// Collective. Errors: those of GpuExchanges::make.
+  /// Collective. Errors: those of GpuExchanges::make. Where it fails on some rank, the others drop() theirs, or the next
+  /// call would be collective for some only.
   [[nodiscard]] GpuExchange& exchange(const MethodContext& context, GpuRank& rank, Carrier carrier);
+  /// Ends an exchange that some rank does not have; does nothing where there is none.
+  static void drop(GpuRank& rank, Carrier carrier) noexcept;
   [[nodiscard]] const GpuRuntime& runtime() const noexcept { return runtime_; }
 
  private:
