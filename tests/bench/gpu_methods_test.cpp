@@ -315,7 +315,8 @@ TEST(GpuMethodsTest, AreLeftOutWhereTheirLibraryDoesNotStart) {
   };
   AllToAllBenchOptions options = small(RankMode::threads);
   options.registry = gpu_methods(runtime, {});
-  for (const MethodResult& method : run_alltoall_bench(options, {"test"}, {}).points.at(0).methods) {
+  const PointResult point = run_alltoall_bench(options, {"test"}, {}).points.at(0);
+  for (const MethodResult& method : point.methods) {
     const bool skipped =
         method.name.ends_with("/nccl") || method.name == "shunt" || method.name == "dense/nvshmem";
     EXPECT_EQ(method.status, skipped ? "skipped" : "ok") << method.name << ": " << method.reason;
@@ -336,7 +337,8 @@ TEST(GpuMethodsTest, AreLeftOutOnAllRanksWhereTheirLibraryFailsOnOne) {
   AllToAllBenchOptions options = small(RankMode::threads);
   options.registry = gpu_methods(runtime, {});
   options.methods = {"cuda/nccl", "cpu/nccl", "memcpy"};
-  for (const MethodResult& method : run_alltoall_bench(options, {"test"}, {}).points.at(0).methods) {
+  const PointResult point = run_alltoall_bench(options, {"test"}, {}).points.at(0);
+  for (const MethodResult& method : point.methods) {
     if (method.name == "cuda/nccl") {
       EXPECT_EQ(method.status, "skipped");
       EXPECT_EQ(method.reason, "rank 1: it finds no interface");
