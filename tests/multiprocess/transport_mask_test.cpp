@@ -151,10 +151,16 @@ TEST(TransportMaskTest, GoesOnWithoutAKilledRank) {
 }
 
 TEST(TransportMaskTest, ShrinksAgainAndAgain) {
-  const auto outcomes = run_ranks({.ranks = 5}, [](Transport& transport) {
+  const SharedWords words;
+  const auto outcomes = run_ranks({.ranks = 5}, [&](Transport& transport) {
     for (std::int32_t victim = 0; victim < 4; ++victim) {
       exchange_all(transport);
-      if (transport.world().rank == victim) std::raise(SIGKILL);
+      if (transport.world().rank == victim) {
+        words[static_cast<std::size_t>(victim)].store(1);
+        std::raise(SIGKILL);
+      }
+      // Else it may be excluded while it is still in the exchange, and end with that error.
+      words.wait_for(static_cast<std::size_t>(victim), 1);
       const std::array<std::int32_t, 1> lost{victim};
       transport.exclude(lost);
     }
