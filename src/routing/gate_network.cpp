@@ -14,10 +14,10 @@ namespace shunt {
 namespace {
 
 using detail::at;
+using detail::kInvSqrt2;
+using detail::kInvSqrt2Pi;
 using detail::refuse;
 
-constexpr double kInvSqrt2 = 0.70710678118654752440;
-constexpr double kInvSqrt2Pi = 0.39894228040143267794;
 constexpr double kLargestTheta = 4.60517018598809136804;  // ln 100
 
 /// A layer inside the flat parameters: weights [in, out], then a bias [out].

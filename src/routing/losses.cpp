@@ -14,10 +14,9 @@ namespace shunt {
 namespace {
 
 using detail::at;
+using detail::kInvSqrt2;
+using detail::kInvSqrt2Pi;
 using detail::refuse;
-
-constexpr double kInvSqrt2 = 0.70710678118654752440;
-constexpr double kInvSqrt2Pi = 0.39894228040143267794;
 
 void check_coefficient(double coefficient, const char* origin) {
   if (!std::isfinite(coefficient)) refuse("{}: the coefficient {} is not finite", origin, coefficient);

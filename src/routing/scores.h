@@ -15,6 +15,10 @@
 
 namespace shunt::detail {
 
+/// Of the normal distribution and its density.
+inline constexpr double kInvSqrt2 = 0.70710678118654752440;
+inline constexpr double kInvSqrt2Pi = 0.39894228040143267794;
+
 [[nodiscard]] inline std::size_t at(std::int64_t i) {
   return static_cast<std::size_t>(i);
 }
