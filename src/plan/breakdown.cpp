@@ -290,14 +290,14 @@ Findings judge(const ModelSpec& model, const Machine& machine, const PlanResult&
 const std::vector<PlanMetric>& plan_metrics() {
   static const std::vector<PlanMetric> list = {
       {"gpus", "GPUs", Unit::none, true},
-      {"step_us", "step us", Unit::none, true},
+      {"step_us", "step us", Unit::none, true, true},
       {"tokens_per_s", "tokens/s", Unit::none, false},
       {"tokens_per_s_per_gpu", "tokens/s/GPU", Unit::none, false},
       {"model_flops_utilization", "flops utilization", Unit::share, false},
       {"ttft_ms", "first token ms", Unit::none, true},
       {"tpot_ms", "between tokens ms", Unit::none, true},
-      {"bubble_us", "bubble us", Unit::none, true},
-      {"exposed_communication_us", "exposed communication us", Unit::none, true},
+      {"bubble_us", "bubble us", Unit::none, true, true},
+      {"exposed_communication_us", "exposed communication us", Unit::none, true, true},
       {"weights_bytes", "weights", Unit::bytes, true},
       {"states_bytes", "gradients and optimizer", Unit::bytes, true},
       {"activations_bytes", "activations", Unit::bytes, true},
@@ -339,20 +339,16 @@ std::string layout_name(const Layout& l) {
 
 namespace {
 
-/// Tokens of one step, from its time and its rate; not finite where a plan has one of them only.
-double tokens_of_step(const ComparedPlan& plan) {
-  double us = std::numeric_limits<double>::quiet_NaN();
-  double per_s = us;
-  for (std::size_t i = 0; i < plan_metrics().size(); ++i) {
-    if (plan_metrics()[i].key == "step_us") us = plan.values[i];
-    if (plan_metrics()[i].key == "tokens_per_s") per_s = plan.values[i];
-  }
-  return us * 1e-6 * per_s;
+/// The metric called `key`, which is one of plan_metrics().
+double value_of(const ComparedPlan& plan, const char* key) {
+  std::size_t i = 0;
+  while (plan_metrics().at(i).key != key) ++i;
+  return plan.values[i];
 }
 
-/// Times of a whole step.
-bool is_of_step(const PlanMetric& metric) {
-  return metric.key == "step_us" || metric.key == "bubble_us" || metric.key == "exposed_communication_us";
+/// Tokens of one step, from its time and its rate; not finite where a plan has one of them only.
+double tokens_of_step(const ComparedPlan& plan) {
+  return value_of(plan, "step_us") * 1e-6 * value_of(plan, "tokens_per_s");
 }
 
 }  // namespace
@@ -398,16 +394,13 @@ Report report_compare(const ComparedPlan& a, const ComparedPlan& b) {
     if (x != 0 && (x > 0) == (y > 0)) ratio = std::round(y / x * 1e4) / 1e4;
     std::string better = "same";
     if (x != y) better = (x < y) == metric.less_is_better ? "A" : "B";
-    if ((metric.key == "gpus" || (other_batch && is_of_step(metric))) && x != y) better = "-";
+    if ((metric.key == "gpus" || (other_batch && metric.is_of_step)) && x != y) better = "-";
     table.rows.push_back({metric.title, show(x, metric.unit), show(y, metric.unit), ratio, better, x, y});
   }
-  for (std::size_t i = 0; i < plan_metrics().size(); ++i) {
-    if (plan_metrics()[i].key != "margin_bytes") continue;
-    for (const char* plan : {"A", "B"}) {
-      const double margin = (plan[0] == 'A' ? a : b).values[i];
-      if (margin < 0)
-        report.summary.push_back(fmt::format("{} does not fit: {} too much", plan, show_bytes(-margin)));
-    }
+  for (const char* plan : {"A", "B"}) {
+    const double margin = value_of(plan[0] == 'A' ? a : b, "margin_bytes");
+    if (margin < 0)
+      report.summary.push_back(fmt::format("{} does not fit: {} too much", plan, show_bytes(-margin)));
   }
   if (table.rows.empty()) refuse(fmt::format("{} and {} have no number in common", a.name, b.name));
   report.tables.push_back(table);

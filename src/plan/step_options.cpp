@@ -9,20 +9,15 @@
 
 #include <shunt/cluster/placement.h>
 #include <shunt/cluster/volume.h>
-#include <shunt/core/error.h>
 
 #include "stage.h"
 
 namespace shunt::plan {
+
+using detail::real;
+using detail::refuse;
+
 namespace {
-
-double real(std::int64_t value) {
-  return static_cast<double>(value);
-}
-
-[[noreturn]] void refuse(const std::string& why) {
-  throw Error(Errc::invalid_argument, why);
-}
 
 void check_efficiency(const Efficiency& e) {
   for (const auto& [name, share] : {std::pair<const char*, double>{"matrix", e.matrix},

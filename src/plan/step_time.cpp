@@ -7,22 +7,17 @@
 
 #include <shunt/cluster/parameters.h>
 #include <shunt/cluster/volume.h>
-#include <shunt/core/error.h>
 
 #include "layer_time.h"
 #include "stage.h"
 #include "step_options.h"
 
 namespace shunt::plan {
+
+using detail::real;
+using detail::refuse;
+
 namespace {
-
-double real(std::int64_t value) {
-  return static_cast<double>(value);
-}
-
-[[noreturn]] void refuse(const std::string& why) {
-  throw Error(Errc::invalid_argument, why);
-}
 
 /// Computation and communication of one microbatch, with what overlaps taken off.
 struct Summed {

@@ -72,6 +72,8 @@ struct PlanMetric {
   std::string title;
   Unit unit = Unit::none;
   bool less_is_better = true;
+  bool is_of_step =
+      false;  ///< A time of a whole step: says nothing between steps of different numbers of tokens
 };
 [[nodiscard]] const std::vector<PlanMetric>& plan_metrics();
 /// The values of these for a plan, in the same order.
