@@ -286,10 +286,11 @@ TEST(TransportBenchTest, SetsEveryLineOfTheTableInColumns) {
   for (const bool tsv : {false, true}) {
     std::istringstream in(format_transport_table(report, options, {"shunt", "bench", "transport"}, tsv));
     std::size_t data = 0;
-    std::string last_comment;
+    bool titled = false;
     for (std::string line; std::getline(in, line);) {
       if (line.starts_with("#")) {
-        last_comment = line;
+        // Notes may follow the rows: what placements the blocks met is the machine's to choose.
+        titled = titled || line.starts_with("# op");
         continue;
       }
       ++data;
@@ -302,7 +303,7 @@ TEST(TransportBenchTest, SetsEveryLineOfTheTableInColumns) {
     // One class of each line is for people.
     EXPECT_LE(data, report.rows.size());
     EXPECT_GE(data, tsv ? report.rows.size() : 5U);
-    EXPECT_NE(last_comment.find("op"), std::string::npos);
+    EXPECT_TRUE(titled);
   }
 }
 
