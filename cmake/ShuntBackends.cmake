@@ -1,7 +1,7 @@
-# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO, SHUNT_ONEDNN, SHUNT_CUDA, SHUNT_NCCL and
-# SHUNT_NVSHMEM are AUTO (with it where it is found; CUDA where there is also a GPU), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in
+# Libraries that a build may have or not: SHUNT_MPI, SHUNT_OFI, SHUNT_GLOO, SHUNT_ONEDNN, SHUNT_TORCH, SHUNT_CUDA, SHUNT_NCCL
+# and SHUNT_NVSHMEM are AUTO (with it where it is found; CUDA where there is also a GPU), ON (an error where it is not) or OFF. Sets SHUNT_HAVE_<name> and says in
 # one line what became of each.
-foreach(backend MPI OFI GLOO ONEDNN CUDA NCCL NVSHMEM)
+foreach(backend MPI OFI GLOO ONEDNN TORCH CUDA NCCL NVSHMEM)
   set(SHUNT_${backend} AUTO CACHE STRING "Build with ${backend}: AUTO, ON or OFF")
   set_property(CACHE SHUNT_${backend} PROPERTY STRINGS AUTO ON OFF)
   set(SHUNT_HAVE_${backend} OFF)
@@ -61,6 +61,21 @@ if(SHUNT_ONEDNN)
   shunt_backend(ONEDNN ${onednn_found} "${ONEDNN_LIBRARY}" "Debian package libdnnl-dev")
 else()
   message(STATUS "shunt: without ONEDNN, as SHUNT_ONEDNN=${SHUNT_ONEDNN} asks")
+endif()
+
+# For a plugin alone (src/plugins/torch). In a function: what libtorch's package sets stays there, all but its targets.
+function(shunt_find_torch)
+  find_package(Torch QUIET GLOBAL)
+  set(SHUNT_TORCH_FOUND "${Torch_FOUND}" PARENT_SCOPE)
+  set(SHUNT_TORCH_VERSION "${Torch_VERSION}" PARENT_SCOPE)
+  set(SHUNT_TORCH_LIBRARIES "${TORCH_LIBRARIES}" PARENT_SCOPE)
+  set(SHUNT_TORCH_FLAGS "${TORCH_CXX_FLAGS}" PARENT_SCOPE)
+endfunction()
+if(SHUNT_TORCH)
+  shunt_find_torch()
+  shunt_backend(TORCH "${SHUNT_TORCH_FOUND}" "(libtorch ${SHUNT_TORCH_VERSION})" "Debian package libtorch-dev, or Torch_DIR")
+else()
+  message(STATUS "shunt: without TORCH, as SHUNT_TORCH=${SHUNT_TORCH} asks")
 endif()
 
 # The kernels take minutes to compile, so a machine without a GPU builds them only where asked to.

@@ -1,18 +1,16 @@
 #include "heap/plugin.h"
 
-#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <mutex>
 
 #include <shunt/core/child.h>
 #include <shunt/core/error.h>
+#include <shunt/core/plugin.h>
 
 #include "cuda_ipc/cuda_api.h"
 #include "heap/heap_transport.h"
@@ -49,50 +47,27 @@ constexpr std::array<Library, 2> kLibraries{{
   return nullptr;
 }
 
-[[nodiscard]] std::vector<std::filesystem::path> folders() {
-  std::vector<std::filesystem::path> found;
-  if (const char* given = std::getenv("SHUNT_PLUGIN_PATH"); given != nullptr && *given != '\0')
-    found.emplace_back(given);
-  std::error_code error;
-  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (error) return found;
-  const std::filesystem::path own = program.parent_path();
-  found.push_back(own);
-  found.push_back(own.parent_path());
-  found.push_back(own.parent_path() / "lib" / "shunt");
-  return found;
-}
-
 [[nodiscard]] const PluginTable& load(const Library& library) {
-  const std::string file = fmt::format("libshunt_{}.so", library.name);
+  const std::string name = fmt::format("shunt_{}", library.name);
   std::string searched;
-  for (const std::filesystem::path& folder : folders()) {
-    const std::filesystem::path path = folder / file;
-    std::error_code error;
-    if (!std::filesystem::exists(path, error)) {
-      searched += (searched.empty() ? "" : ", ") + folder.string();
-      continue;
+  using Function = const PluginTable* (*)();
+  auto* function = reinterpret_cast<Function>(load_plugin(name, kPluginFunction, searched));
+  if (function == nullptr) {
+    if (!library.built) {
+      throw Error(Errc::unavailable, fmt::format("this build has no {} (Python wheel {}, CMake option {})",
+                                                 library.says, library.package, library.option));
     }
-    void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr)
-      throw Error(Errc::unavailable, fmt::format("{} cannot be loaded: {}", file, dlerror()));
-    using Function = const PluginTable* (*)();
-    auto* function = reinterpret_cast<Function>(dlsym(handle, kPluginFunction));
-    const PluginTable* table = function == nullptr ? nullptr : function();
-    if (table == nullptr || std::strcmp(table->build, kPluginBuild) != 0) {
-      throw Error(Errc::unavailable,
-                  fmt::format("{} belongs to another build ('{}', this one is '{}')", path.string(),
-                              table == nullptr ? "" : table->build, kPluginBuild));
-    }
-    return *table;
+    throw Error(
+        Errc::unavailable,
+        fmt::format("lib{}.so was built but is in none of: {} (SHUNT_PLUGIN_PATH can name its folder)", name,
+                    searched));
   }
-  if (!library.built) {
-    throw Error(Errc::unavailable, fmt::format("this build has no {} (Python wheel {}, CMake option {})",
-                                               library.says, library.package, library.option));
+  const PluginTable* table = function();
+  if (table == nullptr || std::strcmp(table->build, kPluginBuild) != 0) {
+    throw Error(Errc::unavailable, fmt::format("lib{}.so belongs to another build ('{}', this one is '{}')",
+                                               name, table == nullptr ? "" : table->build, kPluginBuild));
   }
-  throw Error(Errc::unavailable,
-              fmt::format("{} was built but is in none of: {} (SHUNT_PLUGIN_PATH can name its folder)", file,
-                          searched));
+  return *table;
 }
 
 /// What ranks tell each other before they enter.
