@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -37,12 +36,6 @@ def plain(array: Any) -> Any:
         if array.dtype.isbuiltin == 2:
             return array.view(np.uint8 if array.dtype.itemsize == 1 else np.uint16)
         return array
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
-        if array.requires_grad:
-            array = array.detach()
-        if array.dtype.is_floating_point and array.element_size() == 1:
-            return array.view(torch.uint8)
     return array
 
 

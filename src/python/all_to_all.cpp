@@ -260,27 +260,29 @@ class PyAllToAll {
     holder_ = holder;
   }
 
-  PySent<Half::dispatch> dispatch_send(const InArray& tokens, const InArray& ids,
-                                       const std::optional<InArray>& scales,
-                                       const std::optional<InArray>& weights,
-                                       std::optional<std::int32_t> live) {
+  PySent<Half::dispatch> dispatch_send(nb::handle tokens, nb::handle expert_ids, nb::handle scales,
+                                       nb::handle weights, std::optional<std::int32_t> live) {
     const std::shared_ptr<Holder> holder = held();
     AllToAll& all = holder->get();
     const AllToAllConfig& config = all.config();
+    const Given given_tokens(tokens, Given::Use::read, "tokens");
+    const Given given_ids(expert_ids, Given::Use::read, "expert_ids");
+    const auto given_scales = optional_of(scales, Given::Use::read, "scales");
+    const auto given_weights = optional_of(weights, Given::Use::read, "weights");
     TokenInput input;
-    input.tokens = rows_of(tokens, config.token_dtype, "tokens");
+    input.tokens = rows_of(given_tokens, config.token_dtype, "tokens");
     const std::int64_t count = live.has_value() ? *live : input.tokens.rows;
     if (live.has_value()) input.live_tokens = &*live;
-    if (scales.has_value())
-      input.scales = scales_of(*scales, config.scale, count, scale_columns(config), "scales");
-    if (weights.has_value()) {
-      const View2<const float> given = weights_of(*weights, "weights");
+    if (given_scales.has_value())
+      input.scales = scales_of(*given_scales, config.scale, count, scale_columns(config), "scales");
+    if (given_weights.has_value()) {
+      const View2<const float> given = weights_of(*given_weights, "weights");
       if (given.rows < count || given.cols != config.top_k || given.row_stride != given.cols)
         refuse(fmt::format("weights is [{}, {}] with rows {} elements apart; it must be [{}, {}], dense",
                            given.rows, given.cols, given.row_stride, count, config.top_k));
       input.weights = given.data;
     }
-    const Ids chosen = ids_of(ids, "expert_ids");
+    const Ids chosen = ids_of(given_ids, "expert_ids");
     if (!live.has_value() && count > 0 && (chosen.is_wide ? chosen.wide.rows : chosen.narrow.rows) != count)
       refuse(fmt::format("expert_ids has {} rows for {} tokens",
                          chosen.is_wide ? chosen.wide.rows : chosen.narrow.rows, count));
@@ -292,31 +294,33 @@ class PyAllToAll {
     })};
   }
 
-  PyReceived dispatch_recv(PySent<Half::dispatch>& sent, const std::optional<OutArray>& rows,
-                           const std::optional<OutArray>& scales) {
+  PyReceived dispatch_recv(PySent<Half::dispatch>& sent, nb::handle rows, nb::handle scales) {
     const std::shared_ptr<Holder> holder = held();
     AllToAll& all = holder->get();
     const AllToAllConfig& config = all.config();
-    if (!rows.has_value()) {
-      if (scales.has_value()) refuse("scales to copy to were given without rows to copy to");
+    if (rows.is_none()) {
+      if (!scales.is_none()) refuse("scales to copy to were given without rows to copy to");
       return {holder,
               holder->world->call([&](Transport&) { return all.dispatch_recv(std::move(sent.receipt)); })};
     }
-    const MutableRows to = rows_of(*rows, config.payload, "rows");
+    const Given given_rows(rows, Given::Use::write, "rows");
+    const auto given_scales = optional_of(scales, Given::Use::write, "scales");
+    const MutableRows to = rows_of(given_rows, config.payload, "rows");
     void* to_scales = nullptr;
-    if (scales.has_value())
-      to_scales = scales_of(*scales, config.scale, to.rows, scale_columns(config), "scales");
+    if (given_scales.has_value())
+      to_scales = scales_of(*given_scales, config.scale, to.rows, scale_columns(config), "scales");
     return {holder, holder->world->call([&](Transport&) {
               return all.dispatch_recv(std::move(sent.receipt), to, to_scales);
             })};
   }
 
   /// Without results: they lie in expert_output().
-  PySent<Half::combine> combine_send(const std::optional<InArray>& results) {
+  PySent<Half::combine> combine_send(nb::handle results) {
     const std::shared_ptr<Holder> holder = held();
     AllToAll& all = holder->get();
-    const Rows rows = results.has_value() ? rows_of(*results, all.config().expert_dtype, "results")
-                                          : Rows(all.expert_output());
+    const auto given = optional_of(results, Given::Use::read, "results");
+    const Rows rows =
+        given.has_value() ? rows_of(*given, all.config().expert_dtype, "results") : all.expert_output();
     return {holder->world->call([&](Transport&) {
       Sent<Half::combine> sent = all.combine_send(rows);
       ++holder->handed_out;
@@ -324,12 +328,13 @@ class PyAllToAll {
     })};
   }
 
-  void combine_recv(PySent<Half::combine>& sent, const InArray& weights, const OutArray& out,
-                    bool accumulate) {
+  void combine_recv(PySent<Half::combine>& sent, nb::handle weights, nb::handle out, bool accumulate) {
     const std::shared_ptr<Holder> holder = held();
     AllToAll& all = holder->get();
-    const View2<const float> terms = weights_of(weights, "weights");
-    const MutableRows to = rows_of(out, all.config().out_dtype, "out");
+    const Given given_weights(weights, Given::Use::read, "weights");
+    const Given given_out(out, Given::Use::write, "out");
+    const View2<const float> terms = weights_of(given_weights, "weights");
+    const MutableRows to = rows_of(given_out, all.config().out_dtype, "out");
     holder->world->call(
         [&](Transport&) { all.combine_recv(std::move(sent.receipt), terms, to, accumulate); });
   }

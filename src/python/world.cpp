@@ -215,12 +215,14 @@ void barrier(const PyWorld& world, double timeout) {
 }
 
 /// Piece r of `send` goes to rank r; both are whole arrays of R equal pieces.
-void alltoall(const PyWorld& world, const InArray& send, const OutArray& receive, double timeout) {
+void alltoall(const PyWorld& world, nb::handle send, nb::handle receive, double timeout) {
   const std::shared_ptr<WorldState> self = world.get();
   const auto limit = seconds(timeout);
   const auto ranks = static_cast<std::int64_t>(self->world().size);
-  const Bytes from = dense_bytes(send, "send");
-  const MutableBytes to = dense_bytes(receive, "receive");
+  const Given given_send(send, Given::Use::read, "send");
+  const Given given_receive(receive, Given::Use::write, "receive");
+  const MutableBytes from = dense_bytes(given_send, "send");
+  const MutableBytes to = dense_bytes(given_receive, "receive");
   if (from.size != to.size || from.size % ranks != 0)
     refuse(
         fmt::format("rank {}: alltoall: send has {} bytes and receive {}; both must have the same number, a "

@@ -309,12 +309,20 @@ def test_errors_have_the_text_of_the_library():
             moe.dispatch(tokens, ids[:11])
         with pytest.raises(shunt.InvalidArgumentError, match="side by side"):
             moe.dispatch(np.asfortranarray(tokens), ids)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="tokens is a list; an array that speaks DLPack"):
             moe.dispatch([[1.0]], ids)
         # Nothing of this moved anything.
         received = moe.dispatch(tokens, ids)
         with pytest.raises(shunt.InvalidArgumentError, match="weights"):
             moe.combine(np.array(received.rows), weights[:3])
+        moe = shunt.AllToAll(world, config)
+        received = moe.dispatch(tokens, ids)
+        sent = moe.combine_send(np.array(received.rows))
+        frozen = np.zeros((12, 40), np.float32)
+        frozen.setflags(write=False)
+        with pytest.raises(TypeError, match="out is a read-only ndarray"):
+            moe.combine_recv(sent, weights, frozen)
+        moe.combine_recv(sent, weights)
     with pytest.raises(shunt.InvalidArgumentError, match="top_k is 9"), shunt.World.single() as world:
         shunt.AllToAll(world, config_of(top_k=9))
     with pytest.raises(shunt.InvalidArgumentError, match='layout is "loose"; allowed are packed, padded'):

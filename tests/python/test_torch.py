@@ -56,6 +56,33 @@ def test_tensors_in_and_out(dtype):
     assert shunt.run_ranks(rank, 3) == [True] * 3
 
 
+def test_tensors_that_are_no_plain_ones():
+    """Parameters, other subclasses, slices with rows apart, tensors that require gradients: read where they lie."""
+
+    class Own(torch.Tensor):
+        pass
+
+    kind = {"token_dtype": "float32", "expert_dtype": "float32", "out_dtype": "float32"}
+    config = shunt.Config(max_tokens=3, num_experts=2, top_k=1, hidden=8, **kind)
+    ids = torch.tensor([[0], [1], [0]])
+    wide = torch.arange(60.0).reshape(3, 20)
+    given = [
+        wide[:, 4:12],
+        torch.nn.Parameter(wide[:, :8].clone()),
+        wide[:, 2:10].clone().requires_grad_(True),
+        wide[:, 3:11].clone().as_subclass(Own),
+    ]
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config, arrays="torch")
+        for tokens in given:
+            received = moe.dispatch(tokens, ids)
+            assert torch.equal(received.rows, tokens.detach()[[0, 2, 1]])
+            out = moe.combine(received.rows, torch.ones(3, 1))
+            assert torch.equal(out, tokens.detach())
+        with pytest.raises(shunt.InvalidArgumentError, match="side by side"):
+            moe.dispatch(wide.t()[:8].t().contiguous().t().contiguous().t(), ids)
+
+
 class Elsewhere:
     """A tensor in host memory that says that it lies on a GPU."""
 
