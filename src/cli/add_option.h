@@ -11,8 +11,8 @@
 #include <CLI/CLI.hpp>
 
 #include <shunt/bench/options.h>
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/transport/launch.h>
 
 namespace shunt::cli {
@@ -40,12 +40,7 @@ inline std::size_t choose(const std::string& option, const std::string& text,
                           const std::vector<std::string>& names) {
   const auto found = std::find(names.begin(), names.end(), text);
   if (found != names.end()) return static_cast<std::size_t>(found - names.begin());
-  const std::string nearest = nearest_name(text, names);
-  if (name_distance(text, nearest) <= 2)
-    throw Error(Errc::invalid_argument, fmt::format("{} \"{}\": did you mean \"{}\"? Allowed are {}", option,
-                                                    text, nearest, fmt::join(names, ", ")));
-  throw Error(Errc::invalid_argument,
-              fmt::format("{} \"{}\": allowed are {}", option, text, fmt::join(names, ", ")));
+  throw Error(Errc::invalid_argument, fmt::format("{} \"{}\": {}", option, text, allowed_names(text, names)));
 }
 
 inline void add_list(CLI::App& app, const std::string& name, const std::string& help,

@@ -8,8 +8,8 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/plan/environment.h>
 
 #include "add_option.h"
@@ -54,8 +54,7 @@ int run(const Options& o) {
   const auto& fabrics = plan::environment_fabrics();
   if (!fabric.empty() && std::find(fabrics.begin(), fabrics.end(), fabric) == fabrics.end())
     throw Error(Errc::invalid_argument,
-                fmt::format("--fabric \"{}\": did you mean \"{}\"? Allowed are {}", fabric,
-                            nearest_name(fabric, fabrics), fmt::join(fabrics, ", ")));
+                fmt::format("--fabric \"{}\": {}", fabric, allowed_names(fabric, fabrics)));
   const auto variables =
       o.lint_process ? plan::process_environment() : plan::parse_environment(read_input(o.lint), o.lint);
   const auto findings = plan::lint(variables, o.versions, fabric);

@@ -9,8 +9,8 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/core/record.h>
 #include <shunt/plan/lab.h>
 
@@ -113,8 +113,7 @@ std::vector<Given> parse_target_options(const std::vector<std::string>& words, c
     const auto& names = target_options();
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       throw Error(Errc::invalid_argument,
-                  fmt::format("{}: unknown option {}; did you mean {}? Allowed are {}", where, name,
-                              nearest_name(name, names), fmt::join(names, ", ")));
+                  fmt::format("{}: unknown option {}; {}", where, name, allowed_names(name, names)));
     }
     if (name == "--validate") {
       given.push_back({name, ""});

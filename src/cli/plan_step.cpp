@@ -20,10 +20,7 @@ void add_plan_step(CLI::App& parent, Command& command) {
   app->callback([&command, o] {
     command = [o] {
       const LoadedPlan loaded = load_plan(o->request);
-      const plan::PlanOptions& options = loaded.options;
-      print_report(plan::report_step_time(
-                       loaded.model, loaded.machine,
-                       plan::step_time(loaded.model, loaded.machine, options.step, loaded.fits.get())),
+      print_report(plan::report_step(loaded.model, loaded.machine, loaded.options, loaded.fits.get()),
                    o->format);
       return 0;
     };

@@ -6,15 +6,10 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
-#include <shunt/cluster/nearest.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt::cli {
 namespace {
-
-/// A name further away than this is not what was meant.
-std::size_t farthest(const std::string& name) {
-  return name.size() < 4 ? 0 : std::max<std::size_t>(2, name.size() / 3);
-}
 
 std::vector<std::string> option_names(const CLI::App& app) {
   std::vector<std::string> names;
@@ -39,10 +34,9 @@ std::string full_name(const CLI::App& app) {
 
 std::string unknown(const char* what, const std::string& word, const CLI::App& app,
                     const std::vector<std::string>& names, bool list) {
-  const std::string nearest = nearest_name(word, names);
+  const std::string near = near_name(word, names);
   std::string text = fmt::format("{} is not {} of {}", word, what, full_name(app));
-  if (!nearest.empty() && name_distance(word, nearest) <= farthest(nearest))
-    return text + fmt::format("; did you mean {}?", nearest);
+  if (!near.empty()) return text + fmt::format("; did you mean {}?", near);
   if (list) return text + fmt::format("; there are {}", fmt::join(names, ", "));
   return text + fmt::format(" ({} --help lists them)", full_name(app));
 }

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include <shunt/cluster/cost_model.h>
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 // The formulas, one function for each. docs/cost_model.md explains them; parameters come in the order of the lists below.
 
@@ -277,8 +277,8 @@ const CostForm& find_cost_form(const std::string& regime, const std::string& op)
     if (form.regime == regime && form.op == op) return form;
     names.push_back(form.regime + "/" + form.op);
   }
-  throw Error(Errc::invalid_argument, fmt::format("there is no formula \"{}/{}\"; did you mean \"{}\"?",
-                                                  regime, op, nearest_name(regime + "/" + op, names)));
+  throw Error(Errc::invalid_argument, fmt::format("there is no formula \"{}/{}\"; {}", regime, op,
+                                                  allowed_names(regime + "/" + op, names)));
 }
 
 double evaluate_cost(const CostForm& form, std::span<const double> parameters, const CostTerms& terms) {

@@ -4,12 +4,11 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <shunt/cluster/hardware.h>
-#include <shunt/cluster/nearest.h>
 #include <shunt/cluster/volume.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt {
 namespace {
@@ -54,9 +53,8 @@ Device find_device(const std::string& name, const std::string& directory) {
     names.push_back(gpu + "_sxm");
   }
   throw Error(Errc::invalid_argument,
-              fmt::format("hardware \"{}\" is neither a node preset nor the GPU of one; did you mean \"{}\"? "
-                          "Node presets are {}",
-                          name, nearest_name(name, names), fmt::join(nodes, ", ")));
+              fmt::format("hardware \"{}\" is neither a node preset nor the GPU of one; {}", name,
+                          allowed_names(name, names)));
 }
 
 CostTerms cost_terms(const CostCase& c, const Device& device) {

@@ -8,8 +8,8 @@
 
 #include <fmt/format.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt {
 namespace {
@@ -242,9 +242,7 @@ const char* exchange_path_name(ExchangePath path) noexcept {
 ExchangePath parse_exchange_path(const std::string& name) {
   for (std::size_t i = 0; i < path_names().size(); ++i)
     if (path_names()[i] == name) return static_cast<ExchangePath>(i);
-  refuse(fmt::format(
-      "exchange path \"{}\": did you mean \"{}\"? Allowed are automatic, flat, hierarchical, rail_aligned",
-      name, nearest_name(name, path_names())));
+  refuse(fmt::format("exchange path \"{}\": {}", name, allowed_names(name, path_names())));
 }
 
 ExchangeTime exchange_time(const Machine& machine, const Group& group, const ExchangeShape& shape,

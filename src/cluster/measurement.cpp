@@ -8,9 +8,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/cluster/volume.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 #include "measurement_file.h"
 
@@ -150,8 +150,8 @@ const CsvFormat& recognise(const std::string& path, const std::vector<std::strin
         fail_at(path, 1, fmt::format("the column \"{}\" is there twice", name));
       if (std::find(known.begin(), known.end(), name) == known.end()) {
         fail_at(path, 1,
-                fmt::format("unknown column \"{}\" in a {} file; did you mean \"{}\"? Allowed are {}", name,
-                            format.name, nearest_name(name, known), fmt::join(known, ", ")));
+                fmt::format("unknown column \"{}\" in a {} file; {}", name, format.name,
+                            allowed_names(name, known)));
       }
     }
     for (const std::string& name : format.columns)

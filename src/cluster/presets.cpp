@@ -10,7 +10,7 @@
 
 #include <shunt/core/error.h>
 
-#include "nearest.h"
+#include <shunt/core/nearest.h>
 #include "toml_reader.h"
 
 namespace shunt::detail {
@@ -20,16 +20,15 @@ namespace fs = std::filesystem;
 namespace {
 
 [[noreturn]] void refuse(const std::string& name, const std::string& directory, const std::string& kind,
-                         const std::vector<std::string>& names, const std::string& nearest) {
+                         const std::vector<std::string>& names, const std::string& near) {
   if (names.empty()) {
     throw Error(Errc::invalid_argument,
                 fmt::format("{} preset \"{}\": {} holds no presets", kind, name, directory));
   }
-  throw Error(
-      Errc::invalid_argument,
-      fmt::format("{} preset \"{}\" does not exist; did you mean \"{}\"? Allowed are a path that ends in "
-                  ".toml and {}",
-                  kind, name, nearest, fmt::join(names, ", ")));
+  throw Error(Errc::invalid_argument,
+              fmt::format("{} preset \"{}\" does not exist; {}llowed are a path that ends in .toml and {}",
+                          kind, name, near.empty() ? "a" : fmt::format("did you mean \"{}\"? A", near),
+                          fmt::join(names, ", ")));
 }
 
 /// "deepseek-ai/DeepSeek_R1" as "deepseek-r1".
@@ -91,7 +90,7 @@ std::string find_file(const std::string& name, const std::string& directory, con
   const std::vector<std::string> names = list_files(directory, kind, environment);
   if (std::find(names.begin(), names.end(), name) != names.end())
     return (fs::path(directory) / (name + ".toml")).string();
-  refuse(name, directory, kind, names, nearest(name, names));
+  refuse(name, directory, kind, names, near_name(name, names));
 }
 
 std::string find_model_file(const std::string& name, const std::string& directory) {
@@ -110,7 +109,7 @@ std::string find_model_file(const std::string& name, const std::string& director
       all.push_back(other);
     }
   }
-  refuse(name, directory, "model", names, nearest(wanted, all));
+  refuse(name, directory, "model", names, near_name(wanted, all));
 }
 
 std::string stem(const std::string& path) {

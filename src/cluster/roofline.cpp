@@ -6,8 +6,8 @@
 
 #include <fmt/format.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt {
 namespace {
@@ -57,8 +57,7 @@ MathType parse_math_type(const std::string& name) {
   for (std::size_t i = 0; i < type_names().size(); ++i)
     if (type_names()[i] == name) return static_cast<MathType>(i);
   throw Error(Errc::invalid_argument,
-              fmt::format("type of matrix products \"{}\": did you mean \"{}\"? Allowed are bf16, fp8, fp4",
-                          name, nearest_name(name, type_names())));
+              fmt::format("type of matrix products \"{}\": {}", name, allowed_names(name, type_names())));
 }
 
 KernelTime gemm_time(const Machine& machine, double m, double n, double k, double count, MathType type,

@@ -12,7 +12,7 @@
 
 #include <shunt/core/error.h>
 
-#include "nearest.h"
+#include <shunt/core/nearest.h>
 
 namespace shunt::detail {
 namespace {
@@ -53,8 +53,7 @@ TomlReader::TomlReader(const std::string& path, const toml::table& table, std::v
     const std::string name(key.str());
     if (std::find(allowed.begin(), allowed.end(), name) == allowed.end()) {
       fail_at(path, key.source().begin,
-              fmt::format("unknown key \"{}{}\"; did you mean \"{}\"? Allowed are {}", prefix_, name,
-                          nearest(name, allowed), fmt::join(allowed, ", ")));
+              fmt::format("unknown key \"{}{}\"; {}", prefix_, name, allowed_names(name, allowed)));
     }
   }
 }
@@ -119,8 +118,7 @@ std::size_t TomlReader::choice(const std::string& key, const std::vector<std::st
   const auto value = get(key).value_exact<std::string>();
   const auto found = std::find(names.begin(), names.end(), value.value_or(""));
   if (!value || found == names.end()) {
-    fail(key, value ? fmt::format("\"{}\" is not one of {}; did you mean \"{}\"?", *value,
-                                  fmt::join(names, ", "), nearest(*value, names))
+    fail(key, value ? fmt::format("\"{}\" is not known; {}", *value, allowed_names(*value, names))
                     : fmt::format("expected one of {}, in quotes", fmt::join(names, ", ")));
   }
   return static_cast<std::size_t>(found - names.begin());

@@ -5,10 +5,9 @@
 #include <limits>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/layout/partition.h>
 #include <shunt/layout/traffic.h>
 
@@ -186,8 +185,7 @@ double row_bytes(const std::string& payload, std::int64_t hidden) {
   if (payload == "mxfp4") return h / 2 + h / 32;
   if (payload == "none") return 0;
   throw Error(Errc::invalid_argument,
-              fmt::format("payload \"{}\" is not known; did you mean \"{}\"? Allowed are {}", payload,
-                          nearest_name(payload, names), fmt::join(names, ", ")));
+              fmt::format("payload \"{}\" is not known; {}", payload, allowed_names(payload, names)));
 }
 
 double low_latency_dispatch_bytes(std::int64_t tokens, std::int64_t topk, std::int64_t hidden) {

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 namespace shunt {
 
 std::size_t name_distance(std::string_view a, std::string_view b) {
@@ -36,6 +39,22 @@ std::string nearest_name(std::string_view word, const std::vector<std::string>& 
     }
   }
   return best;
+}
+
+std::string near_name(std::string_view word, const std::vector<std::string>& names) {
+  std::string near = nearest_name(word, names);
+  const std::size_t edits = near.size() < 4 ? 1 : std::max<std::size_t>(2, near.size() / 3);
+  if (!near.empty() && name_distance(word, near) <= edits) return near;
+  if (word.size() >= 3)
+    for (const std::string& name : names)
+      if (name.starts_with(word)) return name;
+  return "";
+}
+
+std::string allowed_names(std::string_view word, const std::vector<std::string>& names) {
+  const std::string near = near_name(word, names);
+  const std::string list = fmt::format("llowed are {}", fmt::join(names, ", "));
+  return near.empty() ? "a" + list : fmt::format("did you mean \"{}\"? A{}", near, list);
 }
 
 }  // namespace shunt

@@ -91,6 +91,20 @@ Table ranks_table(const Machine& machine, const Layout& l) {
 
 }  // namespace
 
+Report report_step(const ModelSpec& model, const Machine& machine, const PlanOptions& options,
+                   const CostModel* fits) {
+  PlanOptions plan = options;
+  plan.idle_gpus = true;
+  const PlanResult r = evaluate_plan(model, machine, plan, fits);
+  Report report = report_step_time(model, machine, r.time);
+  report.head.set("fits", r.fits);
+  if (!r.fits)
+    report.notes.insert(report.notes.begin(),
+                        fmt::format("it does not fit: {} too much (shunt plan breakdown lists the memory)",
+                                    show_bytes(-r.margin_bytes())));
+  return report;
+}
+
 Report report_breakdown(const ModelSpec& model, const Machine& machine, const PlanOptions& options,
                         const CostModel* fits) {
   const PlanResult r = evaluate_plan(model, machine, options, fits);

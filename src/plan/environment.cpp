@@ -3,10 +3,9 @@
 #include <algorithm>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt::plan {
 namespace {
@@ -59,8 +58,7 @@ bool on(const char* fabrics, const std::string& fabric) {
 
 void check_name(const char* what, const std::string& name, const std::vector<std::string>& names) {
   if (std::find(names.begin(), names.end(), name) != names.end()) return;
-  throw Error(Errc::invalid_argument, fmt::format("{} \"{}\": did you mean \"{}\"? Allowed are {}", what,
-                                                  name, nearest_name(name, names), fmt::join(names, ", ")));
+  throw Error(Errc::invalid_argument, fmt::format("{} \"{}\": {}", what, name, allowed_names(name, names)));
 }
 
 const char* vllm_backend(const std::string& fabric) {

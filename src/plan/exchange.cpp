@@ -6,8 +6,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/plan/memory.h>
 
 #include "kernels.h"
@@ -316,8 +316,7 @@ ExchangePlan plan_exchange(const ModelSpec& model, const Machine& machine, const
   for (const std::string& library : o.libraries) {
     const auto& names = exchange_libraries();
     if (std::find(names.begin(), names.end(), library) == names.end())
-      refuse(fmt::format("library \"{}\" does not exist; did you mean \"{}\"? Allowed are {}", library,
-                         nearest_name(library, names), fmt::join(names, ", ")));
+      refuse(fmt::format("library \"{}\" does not exist; {}", library, allowed_names(library, names)));
   }
   std::vector<std::string> payloads = o.dispatch_payloads;
   if (payloads.empty()) {

@@ -8,10 +8,9 @@
 #include <numeric>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt::plan {
 namespace {
@@ -115,9 +114,8 @@ Report report_grouping(const std::vector<float>& loads, const GroupingOptions& o
   for (const std::string& strategy : o.strategies) {
     const auto& names = grouping_strategies();
     if (std::find(names.begin(), names.end(), strategy) == names.end())
-      throw Error(Errc::invalid_argument,
-                  fmt::format("strategy \"{}\" does not exist; did you mean \"{}\"? Allowed are {}", strategy,
-                              nearest_name(strategy, names), fmt::join(names, ", ")));
+      throw Error(Errc::invalid_argument, fmt::format("strategy \"{}\" does not exist; {}", strategy,
+                                                      allowed_names(strategy, names)));
   }
   Report report("plan_grouping");
   const auto experts = static_cast<std::int64_t>(loads.size());

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/plan/lab.h>
 
 namespace shunt::plan::lab {
@@ -23,8 +23,7 @@ const Item& find(const std::vector<Item>& items, std::string_view name, const ch
   std::vector<std::string> names;
   for (const Item& item : items) names.push_back(item.name);
   throw Error(Errc::invalid_argument,
-              fmt::format("{} \"{}\" does not exist; did you mean \"{}\"? Allowed are {}", kind, name,
-                          nearest_name(name, names), fmt::join(names, ", ")));
+              fmt::format("{} \"{}\" does not exist; {}", kind, name, allowed_names(name, names)));
 }
 
 using Env = std::vector<std::pair<std::string, std::string>>;

@@ -8,8 +8,8 @@
 
 #include <fmt/format.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt::plan {
 namespace {
@@ -160,13 +160,7 @@ Format parse_format(std::string_view text) {
     if (name == text) return format;
     names.emplace_back(name);
   }
-  const std::string nearest = nearest_name(text, names);
-  if (name_distance(text, nearest) <= 2)
-    throw Error(Errc::invalid_argument,
-                fmt::format("--format \"{}\": did you mean \"{}\"? Allowed are text, markdown, json and csv",
-                            text, nearest));
-  throw Error(Errc::invalid_argument,
-              fmt::format("--format \"{}\": allowed are text, markdown, json and csv", text));
+  throw Error(Errc::invalid_argument, fmt::format("--format \"{}\": {}", text, allowed_names(text, names)));
 }
 
 std::string render(const Report& report, Format format) {

@@ -4,10 +4,9 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/plan/affinity.h>
 #include <shunt/plan/grouping.h>
 
@@ -252,8 +251,7 @@ Report report_residence(const Machine& machine, std::span<const Routing> tokens,
   for (const std::string& strategy : o.strategies) {
     const auto& names = residence_strategies();
     if (std::find(names.begin(), names.end(), strategy) == names.end())
-      refuse(fmt::format("strategy \"{}\" does not exist; did you mean \"{}\"? Allowed are {}", strategy,
-                         nearest_name(strategy, names), fmt::join(names, ", ")));
+      refuse(fmt::format("strategy \"{}\" does not exist; {}", strategy, allowed_names(strategy, names)));
   }
   const std::vector<float> loads = loads_of(tokens);
   const auto experts = static_cast<std::int64_t>(loads.size());

@@ -4,10 +4,9 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 
 namespace shunt::plan {
 namespace {
@@ -129,8 +128,7 @@ Pipeline find_pipeline(std::string_view name) {
   const auto& names = pipeline_names();
   const auto found = std::find(names.begin(), names.end(), name);
   if (found == names.end())
-    refuse(fmt::format("schedule \"{}\" does not exist; did you mean \"{}\"? Allowed are {}", name,
-                       nearest_name(name, names), fmt::join(names, ", ")));
+    refuse(fmt::format("schedule \"{}\" does not exist; {}", name, allowed_names(name, names)));
   return static_cast<Pipeline>(found - names.begin());
 }
 

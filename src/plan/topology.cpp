@@ -3,8 +3,8 @@
 
 #include <fmt/format.h>
 
-#include <shunt/cluster/nearest.h>
 #include <shunt/core/error.h>
+#include <shunt/core/nearest.h>
 #include <shunt/plan/affinity.h>
 
 namespace shunt::plan {
@@ -198,8 +198,7 @@ RankPath path_between(const Machine& machine, std::int64_t from, std::int64_t to
 Report report_topology(const Machine& machine, const TopologyOptions& o) {
   const std::vector<std::string> shows = {"hops", "gb_per_s", "tier"};
   if (std::find(shows.begin(), shows.end(), o.show) == shows.end())
-    refuse(fmt::format("--show \"{}\": did you mean \"{}\"? Allowed are hops, gb_per_s and tier", o.show,
-                       nearest_name(o.show, shows)));
+    refuse(fmt::format("--show \"{}\": {}", o.show, allowed_names(o.show, shows)));
   if ((o.from < 0) != (o.to < 0)) refuse("a path needs both --from and --to");
   const std::int64_t ranks = o.ranks == 0 ? std::min(machine.gpus(), kMostRanks) : o.ranks;
   check_rank(machine, ranks - 1);

@@ -28,8 +28,7 @@ Enum parse_name(std::string_view what, std::string_view given, const Names<Enum>
     if (name == wanted) return value;
     known.push_back(name);
   }
-  refuse("{} \"{}\" is not known; did you mean {}? Known are {}", what, given, nearest_name(wanted, known),
-         fmt::join(known, ", "));
+  refuse("{} \"{}\" is not known; {}", what, given, allowed_names(wanted, known));
 }
 
 const char* formula_name(CapacityFormula formula) {

@@ -164,8 +164,7 @@ GateConfig make_gate(std::string_view name, std::int32_t num_experts, std::int32
     check_gate(gate);
     return gate;
   }
-  refuse("gate \"{}\" is not known; did you mean {}? Known are {}", name, nearest_name(wanted, gate_names()),
-         fmt::join(gate_names(), ", "));
+  refuse("gate \"{}\" is not known; {}", name, allowed_names(wanted, gate_names()));
 }
 
 void check_gate(const GateConfig& gate) {

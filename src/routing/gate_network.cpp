@@ -97,8 +97,7 @@ GateArch parse_gate_arch(std::string_view name) {
   std::replace(wanted.begin(), wanted.end(), '_', '-');
   for (std::size_t i = 0; i < known.size(); ++i)
     if (wanted == known[i]) return static_cast<GateArch>(i);
-  refuse("gate network \"{}\" is not known; did you mean {}? Known are {}", name, nearest_name(wanted, known),
-         fmt::join(known, ", "));
+  refuse("gate network \"{}\" is not known; {}", name, allowed_names(wanted, known));
 }
 
 template <class Real>

@@ -172,8 +172,7 @@ BalanceForm parse_balance_form(std::string_view name) {
   if (name == known[0]) return BalanceForm::switch_transformer;
   if (name == known[1]) return BalanceForm::mixtral;
   if (name == known[2]) return BalanceForm::gshard;
-  refuse("balance loss \"{}\" is not known; did you mean {}? Known are {}", name, nearest_name(name, known),
-         fmt::join(known, ", "));
+  refuse("balance loss \"{}\" is not known; {}", name, allowed_names(name, known));
 }
 
 template <class Real>

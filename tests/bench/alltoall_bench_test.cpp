@@ -22,7 +22,7 @@ AllToAllBenchOptions small_options() {
   options.tokens = {6};
   options.rounds = 1;
   options.iterations = 2;
-  options.max_seconds = 2;
+  options.max_seconds = 20;
   options.write_files = false;
   return options;
 }

@@ -56,7 +56,7 @@ OverlapBenchOptions small(RankMode mode) {
   options.points.tokens = {5};
   options.points.rounds = 1;
   options.points.iterations = 2;
-  options.points.max_seconds = 2;
+  options.points.max_seconds = 20;
   options.gemm_columns = 9;
   options.make_gemm = loops();
   return options;

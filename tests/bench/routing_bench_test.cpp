@@ -210,7 +210,8 @@ TEST(RoutingBenchTest, RefusesWhatCannotBe) {
   EXPECT_NE(asked([](RoutingPoint& p) { p.top_k = 13; }).find("top-k 13 is outside [1, 12]"),
             std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.capacity_factor = 0; }).find("factor 0"), std::string::npos);
-  EXPECT_NE(asked([](RoutingPoint& p) { p.gate = "softkk"; }).find("did you mean softk?"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.gate = "softkk"; }).find("did you mean \"softk\"?"),
+            std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"fast"}; }).find("allowed: scalar, simd"),
             std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"torch"}; }).find("torch_pack.py"), std::string::npos);

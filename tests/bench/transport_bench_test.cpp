@@ -186,7 +186,9 @@ TEST(TransportBenchTest, PutsToAnotherNodeAndMeasuresASocketBesideWhereNoMemoryI
     if (row.method != "tcp_raw") continue;
     by_socket.insert(row.op);
     EXPECT_GT(row.checked, 0);
-    EXPECT_GT(row.us.min, 0);
+    if (row.placement != "dropped") {
+      EXPECT_GT(row.us.min, 0);
+    }
   }
   EXPECT_EQ(by_socket, (std::set<std::string>{"put_bandwidth", "put_latency"}))
       << testing::PrintToString(report.notes);

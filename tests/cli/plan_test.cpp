@@ -1,4 +1,6 @@
 // The commands `shunt plan ...` as programs call them: JSON on stdout, exit status 2 with one sentence on stderr.
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -102,9 +104,10 @@ TEST(PlanTest, RunGivesEachTargetItsOptions) {
           "fabric \"ethernet\" of alltoall_tuning: allowed are nvlink, ib, efa");
   refused({"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--tp 4"},
           "--target-extra-arg gpt_gb200: --tp is for moe_vllm_env");
-  refused({"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--fabrik ib"},
-          "--target-extra-arg gpt_gb200: unknown option --fabrik; did you mean --fabric? Allowed are --spec, "
-          "--fabric, --validate, --model, --ngpu, --tp, --pp, --max-len, --max-seqs, --gpu-util");
+  refused(
+      {"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--fabrik ib"},
+      "--target-extra-arg gpt_gb200: unknown option --fabrik; did you mean \"--fabric\"? Allowed are --spec, "
+      "--fabric, --validate, --model, --ngpu, --tp, --pp, --max-len, --max-seqs, --gpu-util");
   refused({"--targets", "gpt_gb200", "--target-extra-arg", "gpt_gb200=--fabric"},
           "--target-extra-arg gpt_gb200: --fabric needs a value");
   refused({"--targets", "gpt_gb200", "--target-extra-arg", "memory_budget=--validate"},
@@ -132,6 +135,11 @@ TEST(PlanTest, OptionsThatWouldDoNothingAreRefused) {
   const nlohmann::json path = json_of({"plan", "step", "--model", "mixtral-8x7b", "--dp", "8", "--ep", "8",
                                        "--phase", "decode", "--path", "rail_aligned"});
   EXPECT_NE(path.at("notes").dump().find("--path rail_aligned does not hold"), std::string::npos) << path;
+  EXPECT_EQ(path.at("fits"), true);
+  const nlohmann::json large =
+      json_of({"plan", "step", "--model", "r1", "--dp", "8", "--ep", "8", "--phase", "decode"});
+  EXPECT_EQ(large.at("fits"), false);
+  EXPECT_TRUE(large.at("notes").at(0).get<std::string>().starts_with("it does not fit: ")) << large;
 }
 
 TEST(PlanTest, ModelsHaveTheirPublishersNames) {
@@ -186,7 +194,8 @@ TEST(PlanTest, AlltoallBreakdownSearchAndCompareAnswer) {
   EXPECT_GT(search.at("feasible"), 0);
   EXPECT_FALSE(search.at("front").empty());
   // A file and options of the same plan: every ratio is 1.
-  const std::filesystem::path file = std::filesystem::temp_directory_path() / "shunt-plan-test-a.json";
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("shunt-plan-test-" + std::to_string(getpid()) + ".json");
   Words to_json = plan;
   to_json.insert(to_json.end(), {"--format", "json"});
   std::ofstream(file) << run_shunt(to_json).out;

@@ -55,7 +55,7 @@ TEST_F(TraceTest, RefusesBadInputWithStatusTwo) {
       {{"trace", "generate", "--out", file}, "needs --experts and --topk"},
       {{"trace", "generate", "--experts", "4", "--topk", "5", "--out", file}, "outside [1, 4]"},
       {{"trace", "generate", "--experts", "8", "--topk", "2", "--gate", "softkk", "--out", file},
-       "did you mean softk?"},
+       "did you mean \"softk\"?"},
       {{"trace", "generate", "--experts", "12", "--topk", "2", "--gate", "deepseek-v3", "--out", file},
        "8 groups do not divide 12 experts"},
       {{"trace", "generate", "--experts", "8", "--topk", "2", "--gate", "softk", "--routing", "one", "--out",
@@ -107,7 +107,7 @@ TEST_F(TraceTest, RoutingBenchmarksAndSweepsRun) {
   EXPECT_NE(ended.out.find("# 0 results, 24 were there already"), std::string::npos) << ended.out;
   const std::vector<std::pair<std::vector<std::string>, const char*>> refused{
       {{"bench", "topk", "--top-k", "200"}, "outside [1, 128]"},
-      {{"bench", "routing", "--gate", "softkk"}, "did you mean softk?"},
+      {{"bench", "routing", "--gate", "softkk"}, "did you mean \"softk\"?"},
       {{"bench", "capacity", "--capacity-factors", "0"}, "--capacity-factors"},
       {{"bench", "capacity", "--impl", "torch"}, "torch_pack.py"},
       {{"sweep", "pack", "--experts", "0"}, "--experts"},

@@ -97,8 +97,8 @@ TEST_F(HardwareTest, NamesLineAndColumnOfEveryMistake) {
          "fabric, "
          "gb_per_s, usable_gb_per_s");
   refuse("links/x.toml", replaced(kLink, "nvlink", "nvlnk"), find_link,
-         "4:10: fabric: \"nvlnk\" is not one of nvlink, xgmi, pcie, infiniband, ethernet, efa; did you mean "
-         "\"nvlink\"?");
+         "4:10: fabric: \"nvlnk\" is not known; did you mean \"nvlink\"? Allowed are nvlink, xgmi, pcie, "
+         "infiniband, ethernet, efa");
   refuse("links/x.toml", replaced(kLink, "450", "-1"), find_link,
          "5:12: gb_per_s: expected a number in [0.001, 1000000]");
   refuse("links/x.toml", replaced(kLink, "450", "inf"), find_link,

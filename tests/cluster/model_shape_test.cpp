@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "nearest.h"
 #include "temporary_directory.h"
 
 namespace shunt {
@@ -153,16 +152,6 @@ TEST_F(ModelShapeTest, PresetDirectoryFollowsTheEnvironment) {
   ASSERT_EQ(setenv("SHUNT_PRESETS", dir_.path().c_str(), 1), 0);
   EXPECT_EQ(preset_directory(), dir_.path());
   ASSERT_EQ(unsetenv("SHUNT_PRESETS"), 0);
-}
-
-TEST(NearestTest, CountsEdits) {
-  EXPECT_EQ(detail::edit_distance("", ""), 0U);
-  EXPECT_EQ(detail::edit_distance("", "abc"), 3U);
-  EXPECT_EQ(detail::edit_distance("abc", ""), 3U);
-  EXPECT_EQ(detail::edit_distance("kitten", "sitting"), 3U);
-  EXPECT_EQ(detail::edit_distance("tpok", "topk"), 1U);
-  EXPECT_EQ(detail::nearest("r2", {"r1", "v2", "r22"}), "r1");
-  EXPECT_EQ(detail::nearest("x", {}), "");
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <chrono>
+#include <exception>
 #include <thread>
 
 #include "conformance/world_case.h"
@@ -8,7 +10,40 @@ namespace {
 
 using namespace std::chrono_literals;
 
-class FailureConformance : public TransportConformance {};
+class FailureConformance : public TransportConformance {
+ protected:
+  /// The body of a rank; it calls `meet` when it is done, since whoever ended would be a lost peer for those who still
+  /// wait.
+  using MeetingBody = std::function<void(Transport&, const std::function<void()>& meet)>;
+
+  /// Runs `body` and expects every rank to return. A rank that a crowded machine keeps from the processor for a quarter
+  /// of a second does not show in time that it waits, and the others blame it: a run with a wrong blame is repeated,
+  /// twice at most. Processes of a job cannot agree to repeat and run once.
+  static void run_well_unless_stalled(const MeetingBody& body) {
+    for (int more = job() == nullptr ? 2 : 0; more > 0; --more) {
+      const std::vector<RankOutcome> outcomes = run_together(body);
+      const auto wrong = [](const RankOutcome& outcome) { return outcome.code == Errc::check_failed; };
+      if (std::none_of(outcomes.begin(), outcomes.end(), wrong)) return expect_well(outcomes);
+    }
+    expect_well(run_together(body));
+  }
+
+ private:
+  static std::vector<RankOutcome> run_together(const MeetingBody& body) {
+    const SharedCounter done;
+    return run([&](Transport& transport) {
+      try {
+        body(transport, [&] {
+          done.add();
+          done.wait_for(transport.world().size);
+        });
+      } catch (...) {
+        done.add();  // The others need not wait for who has failed
+        throw;
+      }
+    });
+  }
+};
 
 /// Silence of a peer that is still there.
 constexpr auto kShort = 200ms;
@@ -39,8 +74,7 @@ void require_blames(std::int32_t missing, std::int32_t rank, const std::string& 
 
 /// Ranks that wait for each other in a circle: none is to blame, and each reports its own wait.
 TEST_P(FailureConformance, NamesRankPhaseAndPeerInATimeout) {
-  const SharedCounter timed_out;
-  run_well([&](Transport& transport) {
+  run_well_unless_stalled([](Transport& transport, const std::function<void()>& meet) {
     const std::int32_t rank = transport.world().rank;
     const std::int32_t size = transport.world().size;
     auto buffer = transport.allocate(kSignalStride, "words", patience());
@@ -50,16 +84,13 @@ TEST_P(FailureConformance, NamesRankPhaseAndPeerInATimeout) {
     });
     require_contains(message, "rank " + std::to_string(rank) + ": timed out after ");
     require_contains(message, " ms" + waiting(peer, "dispatch"));
-    // Whoever ended now would be a lost peer for those who still wait.
-    timed_out.add();
-    timed_out.wait_for(size);
+    meet();
   });
 }
 
 TEST_P(FailureConformance, NamesTheMissingRankInACollective) {
   if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
-  const SharedCounter timed_out;
-  run_well([&](Transport& transport) {
+  run_well_unless_stalled([](Transport& transport, const std::function<void()>& meet) {
     const std::int32_t rank = transport.world().rank;
     const std::int32_t size = transport.world().size;
     const auto collectives = transport.make_collectives(8, patience());
@@ -67,29 +98,25 @@ TEST_P(FailureConformance, NamesTheMissingRankInACollective) {
     if (rank != size - 1) {
       require_blames(size - 1, rank, "barrier", [&] { collectives->barrier(kShort); });
     }
-    timed_out.add();
-    timed_out.wait_for(size);
+    meet();
   });
 }
 
 TEST_P(FailureConformance, NamesTheMissingRankInAnAllocation) {
   if (ranks() == 1) GTEST_SKIP() << "one rank waits for nobody";
-  const SharedCounter timed_out;
-  run_well([&](Transport& transport) {
+  run_well_unless_stalled([](Transport& transport, const std::function<void()>& meet) {
     const std::int32_t rank = transport.world().rank;
     if (rank != 0) {
       require_blames(0, rank, "allocate",
                      [&] { static_cast<void>(transport.allocate(8, "words", Clock::now() + kShort)); });
     }
-    timed_out.add();
-    timed_out.wait_for(transport.world().size);
+    meet();
   });
 }
 
 TEST_P(FailureConformance, BlamesTheRankAtTheEndOfAChainOfWaits) {
   if (ranks() < 3) GTEST_SKIP() << "needs three ranks";
-  const SharedCounter timed_out;
-  run_well([&](Transport& transport) {
+  run_well_unless_stalled([](Transport& transport, const std::function<void()>& meet) {
     const std::int32_t rank = transport.world().rank;
     auto buffer = transport.allocate(kSignalStride, "words", patience());
     // Rank r waits for r - 1, and rank 0 for nobody: it is elsewhere. The last rank is the first to give up.
@@ -99,8 +126,7 @@ TEST_P(FailureConformance, BlamesTheRankAtTheEndOfAChainOfWaits) {
         transport.wait_signal(buffer, 0, 1, Clock::now() + wait, {.phase = "combine", .peer = rank - 1});
       });
     }
-    timed_out.add();
-    timed_out.wait_for(transport.world().size);
+    meet();
   });
 }
 

@@ -56,8 +56,10 @@ class TransportConformance : public testing::TestWithParam<std::tuple<Backend, s
   [[nodiscard]] static std::vector<RankOutcome> run(const Body& body);
   /// Ranks of which run() returns outcomes.
   [[nodiscard]] static std::int32_t outcomes_here();
+  /// Expects every rank of this process to have returned.
+  static void expect_well(const std::vector<RankOutcome>& outcomes);
   /// Runs `body` and expects every rank to return.
-  static void run_well(const Body& body);
+  static void run_well(const Body& body) { expect_well(run(body)); }
 };
 
 [[nodiscard]] std::string case_name(const testing::TestParamInfo<TransportConformance::ParamType>& info);

@@ -180,8 +180,10 @@ class EndlessRank {
 
 std::set<std::string> names_in(const char* directory) {
   std::set<std::string> names;
+  // Files of an Open MPI that runs beside come and go.
   for (const auto& entry : std::filesystem::directory_iterator(directory))
-    names.insert(entry.path().filename());
+    if (const std::string name = entry.path().filename(); name.find("_segment.") == std::string::npos)
+      names.insert(name);
   return names;
 }
 

@@ -19,6 +19,7 @@
 #include <shunt/transport/collectives.h>
 #include <shunt/transport/launch.h>
 
+#include "multiprocess/processes.h"
 #include "network_namespace.h"
 
 namespace shunt {
@@ -300,7 +301,8 @@ TEST_F(LaunchSessionTest, NamesTheRankThatFailsAtTheStart) {
 
 TEST_F(LaunchSessionTest, RefusesWhatDoesNotBelongToTheWorld) {
   // 0, 1: the world. 2: rank 1 once more. 3: another size. 4: an older world of the same job.
-  const auto reports = in_processes(5, [](int index) {
+  const multiprocess::SharedWords words;  // 0: world 1 has failed. 1: how many are about to come.
+  const auto reports = in_processes(5, [&words](int index) {
     const auto body = [](Transport& transport) {
       std::this_thread::sleep_for(500ms);
       return exchange(transport);
@@ -311,6 +313,7 @@ TEST_F(LaunchSessionTest, RefusesWhatDoesNotBelongToTheWorld) {
       LaunchOptions options = patient();
       options.start_deadline = 50ms;
       static_cast<void>(session.run(options, body));
+      words[0].store(1);
       return describe(session.run(patient(), body));
     }
     const auto later = [&](int rank, int size, int worlds) {
@@ -323,10 +326,12 @@ TEST_F(LaunchSessionTest, RefusesWhatDoesNotBelongToTheWorld) {
       }
       return text;
     };
-    std::this_thread::sleep_for(300ms);
+    words.wait_for(0, 1);
+    words[1].fetch_add(1);
     if (index == 1) return later(1, 3, 2);
     if (index == 3) return later(1, 2, 2);
     if (index == 4) return later(2, 3, 1);
+    words.wait_for(1, 4);
     std::this_thread::sleep_for(1000ms);
     const std::string twice = later(1, 3, 2);
     // Only now the world is whole.

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <csignal>
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -25,7 +26,10 @@ using namespace std::chrono_literals;
 [[nodiscard]] std::set<std::string> shared_memory_files() {
   std::set<std::string> names;
   if (DIR* folder = opendir("/dev/shm")) {
-    while (const dirent* entry = readdir(folder)) names.insert(entry->d_name);
+    // Those of an Open MPI that runs beside come and go.
+    while (const dirent* entry = readdir(folder))
+      if (const std::string name = entry->d_name; name.find("_segment.") == std::string::npos)
+        names.insert(name);
     closedir(folder);
   }
   return names;
@@ -52,9 +56,11 @@ void strike_after(std::chrono::microseconds delay) {
   setitimer(ITIMER_REAL, &timer, nullptr);
 }
 
-/// Barriers and allgathers until something breaks.
-[[noreturn]] void exchange_for_ever(Transport& transport, std::chrono::milliseconds deadline) {
+/// Barriers and allgathers until something breaks. `met` is called once the ranks have met.
+[[noreturn]] void exchange_for_ever(Transport& transport, std::chrono::milliseconds deadline,
+                                    const std::function<void()>& met = {}) {
   const auto collectives = transport.make_collectives(4096, Clock::now() + 60s);
+  if (met) met();
   std::vector<std::byte> send(4096);
   std::vector<std::byte> receive(static_cast<std::size_t>(transport.world().size) * 4096);
   while (true) {
@@ -147,8 +153,10 @@ TEST_F(TransportKillTest, TellsTheOthersOfARankKilledBeforeTheyMet) {
 TEST_F(TransportKillTest, LeavesAStoppedRankToTheDeadline) {
   for (int run = 0; run < 3; ++run) {
     const auto outcomes = run_ranks({.ranks = 4}, [&](Transport& transport) -> int {
-      if (transport.world().rank == 1) strike_after<SIGSTOP>(std::chrono::microseconds(2'000 + 3'000 * run));
-      exchange_for_ever(transport, 300ms);
+      exchange_for_ever(transport, 300ms, [&] {
+        if (transport.world().rank == 1)
+          strike_after<SIGSTOP>(std::chrono::microseconds(2'000 + 3'000 * run));
+      });
     });
     bool timed_out = false;
     for (const RankOutcome& outcome : outcomes) {

@@ -68,7 +68,7 @@ TEST(TopologyTest, Refuses) {
   expect_refused("rank 16: 2 hosts of 8 GPUs have ranks 0 to 15", [&] { (void)path_between(m, 0, 16); });
   TopologyOptions options;
   options.show = "hosp";
-  expect_refused("--show \"hosp\": did you mean \"hops\"? Allowed are hops, gb_per_s and tier",
+  expect_refused("--show \"hosp\": did you mean \"hops\"? Allowed are hops, gb_per_s, tier",
                  [&] { (void)report_topology(m, options); });
   options.show = "tier";
   options.from = 3;

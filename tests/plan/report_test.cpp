@@ -44,7 +44,7 @@ TEST(ReportTest, ShowsAmounts) {
 }
 
 TEST(ReportTest, RefusesOtherFormats) {
-  expect_refused("--format \"xml\": allowed are text, markdown, json and csv",
+  expect_refused("--format \"xml\": allowed are text, markdown, json, csv",
                  [] { (void)parse_format("xml"); });
 }
 

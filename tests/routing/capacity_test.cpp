@@ -89,12 +89,12 @@ TEST(ExpertCapacityTest, NamesWhatIsWrong) {
       "2147483647 are allowed",
       [] { (void)capacity_of(CapacityFormula::ceil, 1e9); });
   refused(
-      "capacity formula \"megatrom\" is not known; did you mean megatron? Known are ceil, megatron, "
+      "capacity formula \"megatrom\" is not known; did you mean \"megatron\"? Allowed are ceil, megatron, "
       "megablocks, "
       "tutel, compat-sweep",
       [] { (void)parse_capacity_formula("megatrom"); });
   refused(
-      "drop order \"kmajor\" is not known; did you mean k-major? Known are token-major, k-major, "
+      "drop order \"kmajor\" is not known; did you mean \"k-major\"? Allowed are token-major, k-major, "
       "batch-prioritised, probability",
       [] { (void)parse_drop_order("kmajor"); });
   EXPECT_EQ(parse_drop_order("batch_prioritised"), DropOrder::batch_prioritised);

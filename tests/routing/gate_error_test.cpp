@@ -26,9 +26,9 @@ TEST(GateErrorTest, UnknownNameGetsTheNearest) {
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), Errc::invalid_argument);
-    EXPECT_EQ(
-        std::string(error.what()).find("gate \"sofkt\" is not known; did you mean softk? Known are top1, "),
-        0U)
+    EXPECT_EQ(std::string(error.what())
+                  .find("gate \"sofkt\" is not known; did you mean \"softk\"? Allowed are top1, "),
+              0U)
         << error.what();
   }
   EXPECT_EQ(make_gate("expert_choice", 4, 2).name, "expert-choice");

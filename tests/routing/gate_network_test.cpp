@@ -144,10 +144,11 @@ TEST(GateNetworkTest, NamesWhatIsWrong) {
   expect_error(Errc::invalid_argument, "gate network: 0 elements per token; allowed are 1 to 1048576", [] {
     GateNetwork<float>({GateArch::linear, 0, 4}, 1);
   });
-  expect_error(Errc::invalid_argument,
-               "gate network \"mlp-hadamar\" is not known; did you mean mlp-hadamard? Known are linear, mlp, "
-               "mlp-hadamard, cosine",
-               [] { (void)parse_gate_arch("mlp-hadamar"); });
+  expect_error(
+      Errc::invalid_argument,
+      "gate network \"mlp-hadamar\" is not known; did you mean \"mlp-hadamard\"? Allowed are linear, mlp, "
+      "mlp-hadamard, cosine",
+      [] { (void)parse_gate_arch("mlp-hadamar"); });
   EXPECT_EQ(parse_gate_arch("mlp_hadamard"), GateArch::mlp_hadamard);
   const GateNetwork<double> network({GateArch::mlp, 5, 4, 3}, 9);
   Matrix<double> x(2, 5), logits(2, 4), narrow(2, 3);

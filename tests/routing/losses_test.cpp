@@ -183,7 +183,7 @@ TEST(LossErrorTest, NamesWhatIsWrong) {
           [&] { (void)value_of({}, logits, negative); });
   refused("importance and load loss: noise deviation 0 is not a finite number > 0",
           [&] { (void)importance_load_loss<double>(1, 1, 0, logits.view(), logits.view(), {}); });
-  refused("balance loss \"swich\" is not known; did you mean switch? Known are switch, mixtral, gshard",
+  refused("balance loss \"swich\" is not known; did you mean \"switch\"? Allowed are switch, mixtral, gshard",
           [] { (void)parse_balance_form("swich"); });
   logits.row(2)[3] = std::numeric_limits<double>::quiet_NaN();
   refused("z-loss: the logit of token 2, expert 3 is nan; logits must be finite",

@@ -148,7 +148,7 @@ void silent_sender(Ranks& ranks, std::int64_t bytes) {
   const std::int64_t first = ranks.size * kSignalStride;
   std::vector<std::byte> source(static_cast<std::size_t>(bytes));
   for (std::int64_t i = 0; i < bytes; ++i) source[static_cast<std::size_t>(i)] = pattern(ranks.rank, 1, i);
-  constexpr auto kSilence = 3s;
+  constexpr auto kSilence = 6s;
   if (ranks.rank == 0) {
     for (std::int64_t at = 0; at < bytes; at += 1 << 20)
       ranks.network.put(1, window.id(), first + at, source.data() + at,

@@ -61,6 +61,11 @@ struct Findings {
 };
 [[nodiscard]] Findings judge(const ModelSpec& model, const Machine& machine, const PlanResult& result);
 
+/// Parts and stages of one step, with a note where the plan does not fit into the GPUs' memory. GPUs may be left over.
+/// Errors: as evaluate_plan.
+[[nodiscard]] Report report_step(const ModelSpec& model, const Machine& machine, const PlanOptions& options,
+                                 const CostModel* fits);
+
 /// Checks, groups, ranks (at most 512), parts of the step and of the memory, hot spots and advice.
 /// Errors: as evaluate_plan.
 [[nodiscard]] Report report_breakdown(const ModelSpec& model, const Machine& machine,
