@@ -107,7 +107,8 @@ void update_bias(std::span<Real> bias, std::span<const std::int64_t> counts, dou
 }
 
 template <class Real>
-void update_quantile_bias(View2<const Real> logits, std::int32_t top_k, std::span<Real> bias, double decay) {
+void update_quantile_bias(View2<const Real> logits, std::int32_t top_k, std::span<Real> bias, double decay,
+                          double temperature) {
   detail::check_finite(logits, "quantile balancing");
   const std::int64_t experts = logits.cols;
   if (static_cast<std::int64_t>(bias.size()) != experts)
@@ -116,18 +117,23 @@ void update_quantile_bias(View2<const Real> logits, std::int32_t top_k, std::spa
     refuse("quantile balancing: top-k {} is outside [1, {}]; one expert of {} must be left over", top_k,
            experts - 1, experts);
   if (!(decay >= 0 && decay < 1)) refuse("quantile balancing: decay {} is outside [0, 1)", decay);
+  if (!(std::isfinite(temperature) && temperature > 0))
+    refuse("quantile balancing: temperature {} is not a finite number > 0", temperature);
+  const auto score = [&](std::int64_t t, std::int64_t e) {
+    return logits(t, e) / static_cast<Real>(temperature);
+  };
   const std::int64_t tokens = logits.rows;
   if (tokens == 0) return;
   std::vector<Real> alphas(at(tokens)), biased(at(experts)), column(at(tokens));
   std::vector<std::int32_t> best(at(top_k) + 1);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::int64_t e = 0; e < experts; ++e) biased[at(e)] = logits(t, e) + bias[at(e)];
+    for (std::int64_t e = 0; e < experts; ++e) biased[at(e)] = score(t, e) + bias[at(e)];
     detail::select_largest(biased.data(), experts, std::int64_t{top_k} + 1, best.data());
     alphas[at(t)] = biased[at(best.back())];
   }
   const std::int64_t place = tokens * top_k / experts;
   for (std::int64_t e = 0; e < experts; ++e) {
-    for (std::int64_t t = 0; t < tokens; ++t) column[at(t)] = logits(t, e) - alphas[at(t)];
+    for (std::int64_t t = 0; t < tokens; ++t) column[at(t)] = score(t, e) - alphas[at(t)];
     std::nth_element(column.begin(), column.begin() + place, column.end(), std::greater<>());
     bias[at(e)] = static_cast<Real>(decay * static_cast<double>(bias[at(e)]) -
                                     (1 - decay) * static_cast<double>(column[at(place)]));
@@ -142,7 +148,7 @@ template SinkhornResult<float> sinkhorn(View2<const float>, double, std::int32_t
 template SinkhornResult<double> sinkhorn(View2<const double>, double, std::int32_t);
 template void update_bias(std::span<float>, std::span<const std::int64_t>, double);
 template void update_bias(std::span<double>, std::span<const std::int64_t>, double);
-template void update_quantile_bias(View2<const float>, std::int32_t, std::span<float>, double);
-template void update_quantile_bias(View2<const double>, std::int32_t, std::span<double>, double);
+template void update_quantile_bias(View2<const float>, std::int32_t, std::span<float>, double, double);
+template void update_quantile_bias(View2<const double>, std::int32_t, std::span<double>, double, double);
 
 }  // namespace shunt

@@ -16,6 +16,8 @@ namespace {
 using detail::at;
 using detail::refuse;
 
+constexpr std::int64_t kMostRows = std::numeric_limits<std::int32_t>::max();
+
 template <class Enum>
 using Names = std::vector<std::pair<std::string, Enum>>;
 
@@ -43,6 +45,8 @@ const char* formula_name(CapacityFormula formula) {
       return "tutel";
     case CapacityFormula::compat_sweep:
       return "compat-sweep";
+    case CapacityFormula::compat_bench:
+      return "compat-bench";
   }
   return "?";
 }
@@ -115,7 +119,8 @@ void check_plan_input(const GateOutput<Real>& gate, const CapacityOptions& optio
                       std::span<const Real> priorities) {
   if (options.mode != CapacityMode::dropless && options.capacity < 1)
     refuse("capacity {} is not allowed; an expert takes at least 1 token", options.capacity);
-  if (options.alignment < 1) refuse("capacity: alignment {} is below 1", options.alignment);
+  if (options.alignment < 1 || options.alignment > kMostRows)
+    refuse("capacity: alignment {} is outside [1, {}]", options.alignment, kMostRows);
   const auto selections = at(gate.num_tokens * gate.top_k);
   if (gate.num_tokens < 0 || gate.num_experts < 1 || gate.top_k < 1 || gate.ids.size() != selections ||
       gate.weights.size() != selections)
@@ -202,17 +207,28 @@ std::int64_t expert_capacity(const CapacityRule& rule, std::int64_t num_tokens, 
       break;
     }
     case CapacityFormula::compat_sweep:
-      capacity = std::floor(rule.factor * selections / experts + 0.9999);
+      capacity = std::max(1.0, std::floor(rule.factor * selections / experts + 0.9999));
+      break;
+    case CapacityFormula::compat_bench:
+      capacity = static_cast<double>(
+          std::ceil(static_cast<float>(rule.factor) * static_cast<float>(selections / experts)));
       break;
   }
-  constexpr double kMost = std::numeric_limits<std::int32_t>::max();
-  if (capacity > kMost)
-    refuse(
-        "capacity ({}): {} tokens per expert (factor {}, {} tokens, top-k {}, {} experts); at most {} are "
-        "allowed",
-        name, capacity, rule.factor, num_tokens, top_k, num_experts, kMost);
+  const auto most = [&](double rows) {
+    if (rows > static_cast<double>(kMostRows))
+      refuse(
+          "capacity ({}): {} tokens per expert (factor {}, {} tokens, top-k {}, {} experts, minimum {}, "
+          "alignment "
+          "{}); at most {} are allowed",
+          name, rows, rule.factor, num_tokens, top_k, num_experts, rule.min_capacity, rule.alignment,
+          kMostRows);
+  };
+  most(capacity);
+  most(static_cast<double>(rule.min_capacity));
+  most(static_cast<double>(rule.alignment));
   std::int64_t result = std::max(static_cast<std::int64_t>(capacity), rule.min_capacity);
   result = (result + rule.alignment - 1) / rule.alignment * rule.alignment;
+  most(static_cast<double>(result));
   if (result < 1)
     refuse(
         "capacity ({}): factor {} leaves 0 tokens per expert ({} tokens, top-k {}, {} experts); at least "
@@ -226,7 +242,8 @@ CapacityFormula parse_capacity_formula(std::string_view name) {
                                                {"megatron", CapacityFormula::megatron},
                                                {"megablocks", CapacityFormula::megablocks},
                                                {"tutel", CapacityFormula::tutel},
-                                               {"compat-sweep", CapacityFormula::compat_sweep}};
+                                               {"compat-sweep", CapacityFormula::compat_sweep},
+                                               {"compat-bench", CapacityFormula::compat_bench}};
   return parse_name("capacity formula", name, names);
 }
 
@@ -261,6 +278,10 @@ CapacityPlan plan_capacity(const GateOutput<Real>& gate, const CapacityOptions& 
   plan.num_tokens = gate.num_tokens;
   plan.top_k = gate.top_k;
   plan.counts = expert_counts(gate);
+  // Places and rows of an expert are 32-bit numbers.
+  for (std::size_t e = 0; e < plan.counts.size(); ++e)
+    if (options.mode == CapacityMode::dropless && plan.counts[e] > kMostRows)
+      refuse("capacity: {} tokens for expert {}; an expert takes at most {}", plan.counts[e], e, kMostRows);
   plan.places.assign(gate.ids.size(), -1);
   plan.kept.assign(plan.counts.size(), 0);
   const bool dropless = options.mode == CapacityMode::dropless;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 #include <shunt/core/nearest.h>
 #include <shunt/routing/gate.h>
@@ -132,6 +133,9 @@ void check_weights(const GateConfig& gate) {
     refuse("gate {}: a hash has no scores; its weights can only be mean or one", gate.name);
   if (gate.selection == Selection::expert_choice && gate.weights != WeightRule::score)
     refuse("gate {}: tokens have different numbers of experts; weights can only be scores", gate.name);
+  if (gate.selection == Selection::compat_expert_choice && gate.weights != WeightRule::softmax_chosen)
+    refuse("gate {}: the old expert choice weighs by a softmax over the chosen; weights can only be that",
+           gate.name);
   if (gate.straight_through &&
       (is_hash(gate.selection) || (gate.weights != WeightRule::mean && gate.weights != WeightRule::one)))
     refuse("gate {}: straight_through is for weights mean and one of experts that were chosen by score",
@@ -176,8 +180,15 @@ void check_gate(const GateConfig& gate) {
     if (!(std::isfinite(value) && value > 0))
       refuse("gate {}: {} {} is not a finite number > 0", gate.name, what, value);
   };
-  positive("temperature", gate.temperature);
-  positive("scale", gate.scale);
+  // Used in float32 too, where less is 0 or has lost its digits, and more is infinite.
+  const auto positive_float = [&gate](const char* what, double value) {
+    using Limits = std::numeric_limits<float>;
+    if (!(value >= double{Limits::min()} && value <= double{Limits::max()}))
+      refuse("gate {}: {} {} is outside [{:.4g}, {:.4g}]", gate.name, what, value, Limits::min(),
+             Limits::max());
+  };
+  positive_float("temperature", gate.temperature);
+  positive_float("scale", gate.scale);
   positive("capacity factor", gate.capacity_factor);
   positive("tolerance", gate.tolerance);
   if (!(std::isfinite(gate.norm_power) && gate.norm_power >= 1))

@@ -85,12 +85,15 @@ template <class Real>
   return std::max(z, Real(0)) + std::log1p(std::exp(-std::abs(z)));
 }
 
-/// (sum of s^p)^(1/p) over the first k of `ids`; s >= 0.
+/// (sum of s^p)^(1/p) over the first k of `ids`; s >= 0. Of s over the largest, so that no power vanishes.
 template <class Real>
 [[nodiscard]] Real p_norm(const Real* scores, const std::int32_t* ids, std::int64_t k, Real p) {
+  Real largest = 0;
+  for (std::int64_t i = 0; i < k; ++i) largest = std::max(largest, scores[ids[i]]);
+  if (!(largest > 0)) return 0;
   Real sum = 0;
-  for (std::int64_t i = 0; i < k; ++i) sum += std::pow(scores[ids[i]], p);
-  return std::pow(sum, 1 / p);
+  for (std::int64_t i = 0; i < k; ++i) sum += std::pow(scores[ids[i]] / largest, p);
+  return largest * std::pow(sum, 1 / p);
 }
 
 /// Writes the scores of one token. `z` and `scores` may be the same.

@@ -77,8 +77,9 @@ void choose_like_the_old_system(const GateConfig& gate, View2<const Real> logits
   const std::int64_t experts = logits.cols;
   std::vector<Real> values(at(tokens * experts));
   for (std::int64_t t = 0; t < tokens; ++t) std::copy_n(logits.row(t), experts, values.data() + t * experts);
-  const double wanted = std::ceil(gate.capacity_factor * static_cast<double>(tokens * gate.top_k) /
-                                  static_cast<double>(experts));
+  // Divided first, as there: 10 tokens, 3 experts, top-2 and 1.05 make 8, not 7.
+  const double wanted = std::ceil(gate.capacity_factor *
+                                  (static_cast<double>(tokens * gate.top_k) / static_cast<double>(experts)));
   const std::int64_t most = std::min(tokens, kMostTokens);
   const std::int64_t each = wanted < static_cast<double>(most) ? static_cast<std::int64_t>(wanted) : most;
   const auto best = best_tokens(values, tokens, experts, each);
@@ -111,7 +112,13 @@ template <class Real>
 void choose_balanced(const GateConfig& gate, View2<const Real> logits, GateOutput<Real>& out) {
   const std::int64_t experts = logits.cols;
   std::vector<Real> plan;
-  if (gate.training && logits.rows > 0) plan = sinkhorn(logits, gate.tolerance, gate.max_rounds).plan;
+  if (gate.training && logits.rows > 0) {
+    std::vector<Real> tempered(at(logits.rows * experts));
+    for (std::int64_t t = 0; t < logits.rows; ++t)
+      make_scores(Score::logit, static_cast<Real>(gate.temperature), logits.row(t), experts,
+                  tempered.data() + t * experts);
+    plan = sinkhorn<Real>({tempered.data(), logits.rows, experts}, gate.tolerance, gate.max_rounds).plan;
+  }
   for (std::int64_t t = 0; t < logits.rows; ++t) {
     const Real* compared = plan.empty() ? logits.row(t) : plan.data() + t * experts;
     select_largest(compared, experts, out.top_k, out.ids.data() + t * out.top_k);

@@ -68,6 +68,14 @@ Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::ui
   if (shape.num_tokens < 0 || shape.num_tokens > kMostTokens)
     refuse("trace: {} tokens per group and step; allowed are 0 to {}", shape.num_tokens, kMostTokens);
   if (shape.num_groups < 1) refuse("trace: {} groups; at least 1 is needed", shape.num_groups);
+  constexpr std::int64_t kMostLogits = std::int64_t{1} << 31;
+  if (shape.num_tokens * gate.num_experts > kMostLogits)
+    refuse("trace: {} tokens of a group and step with {} experts have {} logits; at most {} are allowed",
+           shape.num_tokens, gate.num_experts, shape.num_tokens * gate.num_experts, kMostLogits);
+  constexpr std::int64_t kMostPlaces = std::int64_t{1} << detail::kTokenBits;
+  if (shape.num_tokens * steps > kMostPlaces)
+    refuse("trace: {} steps of {} tokens are {} of a group; at most {} are allowed", steps, shape.num_tokens,
+           shape.num_tokens * steps, kMostPlaces);
   const std::int64_t experts = gate.num_experts;
   std::vector<double> liked(at(experts));
   Random of_experts(detail::purpose_seed(seed, detail::Purpose::popularity));

@@ -27,12 +27,15 @@ class Part {
     all_.num_tokens += routing.num_tokens;
     all_.ids.insert(all_.ids.end(), routing.ids.begin(), routing.ids.end());
     all_.weights.insert(all_.weights.end(), routing.weights.begin(), routing.weights.end());
-    if (routing.num_tokens == 0) return;
+    // Rows of expert choice are wider than what a token takes on average: the choices are counted.
+    const std::int64_t selections =
+        std::count_if(routing.ids.begin(), routing.ids.end(), [](std::int32_t id) { return id >= 0; });
+    if (selections == 0) return;
     const GateOutput<float> gate{routing.num_tokens, routing.num_experts, routing.top_k, routing.ids,
                                  routing.weights};
     for (std::size_t i = 0; i < factors_.size(); ++i) {
       const std::int64_t capacity =
-          expert_capacity({.factor = factors_[i]}, routing.num_tokens, routing.top_k, routing.num_experts);
+          expert_capacity({.factor = factors_[i]}, selections, 1, routing.num_experts);
       const CapacityPlan plan = plan_capacity<float>(gate, {.capacity = capacity});
       dropped_[i] += plan.num_dropped;
       without_[i] += plan.tokens_without;

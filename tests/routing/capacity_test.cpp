@@ -63,6 +63,12 @@ TEST(ExpertCapacityTest, OldSweepRoundsSmallPartsAway) {
   EXPECT_EQ(capacity_of(CapacityFormula::ceil, 1.00005, 4, 1, 4), 2);
 }
 
+TEST(ExpertCapacityTest, OldBenchmarkMultipliesInFloat32) {
+  EXPECT_EQ(capacity_of(CapacityFormula::compat_bench, 1.1, 50, 1, 1), 55);
+  EXPECT_EQ(capacity_of(CapacityFormula::ceil, 1.1, 50, 1, 1), 56);  // 1.1 * 50 is 55.00000000000001
+  EXPECT_EQ(capacity_of(CapacityFormula::compat_sweep, 0.00001, 4, 1, 4), 1);
+}
+
 TEST(ExpertCapacityTest, NamesWhatIsWrong) {
   const auto refused = [](const std::string& message, const std::function<void()>& body) {
     expect_error(Errc::invalid_argument, message, body);
@@ -84,14 +90,25 @@ TEST(ExpertCapacityTest, NamesWhatIsWrong) {
   refused("capacity (ceil): top-k 5 is outside [1, 4], the number of experts",
           [] { (void)capacity_of(CapacityFormula::ceil, 1, 6, 5); });
   refused(
-      "capacity (ceil): 3000000000 tokens per expert (factor 1000000000, 6 tokens, top-k 2, 4 experts); at "
-      "most "
-      "2147483647 are allowed",
+      "capacity (ceil): 3000000000 tokens per expert (factor 1000000000, 6 tokens, top-k 2, 4 experts, "
+      "minimum 0, "
+      "alignment 1); at most 2147483647 are allowed",
       [] { (void)capacity_of(CapacityFormula::ceil, 1e9); });
+  const std::string most = "; at most 2147483647 are allowed";
+  refused(
+      "capacity (ceil): 1099511627776 tokens per expert (factor 1, 6 tokens, top-k 2, 4 experts, minimum "
+      "1099511627776, alignment 1)" +
+          most,
+      [] { (void)expert_capacity({.min_capacity = std::int64_t{1} << 40}, 6, 2, 4); });
+  refused(
+      "capacity (ceil): 9223372036854775807 tokens per expert (factor 1, 6 tokens, top-k 2, 4 experts, "
+      "minimum 0, "
+      "alignment 9223372036854775807)" +
+          most,
+      [] { (void)expert_capacity({.alignment = std::numeric_limits<std::int64_t>::max()}, 6, 2, 4); });
   refused(
       "capacity formula \"megatrom\" is not known; did you mean \"megatron\"? Allowed are ceil, megatron, "
-      "megablocks, "
-      "tutel, compat-sweep",
+      "megablocks, tutel, compat-sweep, compat-bench",
       [] { (void)parse_capacity_formula("megatrom"); });
   refused(
       "drop order \"kmajor\" is not known; did you mean \"k-major\"? Allowed are token-major, k-major, "

@@ -61,8 +61,19 @@ TEST(GateErrorTest, NamesWrongFields) {
                  }));
   expect_refused("gate sigmoid: 1 groups of 2 experts hold 2 experts, fewer than top-k 3",
                  with("sigmoid", [](GateConfig& gate) { gate.groups = 4; }));
-  expect_refused("gate sigmoid: temperature 0 is not a finite number > 0",
+  expect_refused("gate sigmoid: temperature 0 is outside [1.175e-38, 3.403e+38]",
                  with("sigmoid", [](GateConfig& gate) { gate.temperature = 0; }));
+  expect_refused("gate sigmoid: temperature 1e-46 is outside [1.175e-38, 3.403e+38]",
+                 with("sigmoid", [](GateConfig& gate) { gate.temperature = 1e-46; }));
+  expect_refused("gate sigmoid: scale 1e+39 is outside [1.175e-38, 3.403e+38]",
+                 with("sigmoid", [](GateConfig& gate) { gate.scale = 1e39; }));
+  expect_refused(
+      "gate compat-expert-choice: the old expert choice weighs by a softmax over the chosen; weights can "
+      "only be that",
+      with("compat-expert-choice", [](GateConfig& gate) {
+        gate.score = Score::softmax;
+        gate.weights = WeightRule::score;
+      }));
   expect_refused("gate sigmoid: scale nan is not a finite number > 0",
                  with("sigmoid", [](GateConfig& gate) { gate.scale = std::nan(""); }));
   expect_refused("gate expert-choice: capacity factor -1 is not a finite number > 0",

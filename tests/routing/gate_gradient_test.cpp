@@ -66,6 +66,14 @@ TEST(GateGradientTest, AgreesWithFiniteDifferences) {
     expect_true_gradient(gate);
   }
   expect_true_gradient(make_gate("top1", kExperts, 1));
+  GateConfig balanced = make_gate("sinkhorn", kExperts, 1);
+  balanced.training = false;
+  expect_true_gradient(balanced);
+  GateConfig grouped = make_gate("deepseek-v2", kExperts, 3);
+  grouped.groups = 4;
+  expect_true_gradient(grouped);
+  // The balanced choice is far from a change at these logits, so that no step of the differences crosses one.
+  expect_true_gradient(make_gate("sinkhorn", kExperts, 3));
   expect_true_gradient(make_gate("sigmoid", kExperts, 1));
   expect_true_gradient(make_gate("sqrt-softplus", kExperts, 1));
 }

@@ -134,6 +134,16 @@ TEST(GateTest, PNormDividesByTheNorm) {
   EXPECT_NEAR(out.weights[0] / out.weights[1], .609460 / .224208, 1e-5);
 }
 
+TEST(GateTest, PNormOfALargePowerIsTheMaximum) {
+  GateConfig gate = make_gate("sigmoid", 4, 2);
+  gate.weights = WeightRule::p_norm;
+  gate.norm_power = 300;  // 0.5^300 is 0 in float32
+  const Matrix<float> logits(4, {0, -1, -2, -3});
+  const auto out = gate_forward<float>(gate, {.logits = logits.view()});
+  EXPECT_NEAR(out.weights[0], 1, 1e-6);
+  EXPECT_NEAR(out.weights[1], .268941 / .5, 1e-5);
+}
+
 TEST(GateTest, DeepSeekV3GoldenNumbers) {
   GateConfig gate = make_gate("deepseek-v3", 8, 3);
   gate.groups = 4;
@@ -145,6 +155,15 @@ TEST(GateTest, DeepSeekV3GoldenNumbers) {
   EXPECT_NEAR(out.weights[0], .648446, kDigits);
   EXPECT_NEAR(out.weights[1], 1.024094, kDigits);
   EXPECT_NEAR(out.weights[2], .827461, kDigits);
+}
+
+TEST(GateTest, DeepSeekV2GoldenNumbers) {
+  // Groups of 2 by their best probability: 2, 6 and 1. Weights are 16 P. Computed apart from the library.
+  const Matrix<double> logits(16, {.5, -.2, 1.5, .1, -1, 2, .3, .9, 1.2, 1.1, -.4, .8, 1.9, -2, .6, .7});
+  const auto out = gate_forward<double>(make_gate("deepseek-v2", 16, 4), {.logits = logits.view()});
+  EXPECT_EQ(out.ids, (Ids{5, 12, 2, 3}));
+  const std::vector<double> expected = {2.99319, 2.708351, 1.815462, .447687};
+  for (std::size_t k = 0; k < 4; ++k) EXPECT_NEAR(out.weights[k], expected[k], 1e-6);
 }
 
 TEST(GateTest, GroupsBoundTheGroupsOfAToken) {
@@ -289,6 +308,23 @@ TEST(GateTest, OldExpertChoiceStopsAt64Tokens) {
   EXPECT_TRUE(found);
 }
 
+TEST(GateTest, OldExpertChoiceDividesBeforeItMultiplies) {
+  // ceil(1.05 * (10 * 2 / 3)) is 8, since the quotient is rounded first; ceil(1.05 * 10 * 2 / 3) would be 7. So expert
+  // 0 takes tokens 0 to 7, and token 7 keeps it.
+  Matrix<double> logits(10, 3);
+  for (std::int64_t t = 0; t < 10; ++t) {
+    const auto at = static_cast<double>(t);
+    logits.row(t)[0] = 20 - at;
+    logits.row(t)[1] = at;
+    logits.row(t)[2] = at - 0.5;
+  }
+  GateConfig gate = make_gate("compat-expert-choice", 3, 2);
+  gate.capacity_factor = 1.05;
+  const auto out = gate_forward<double>(gate, {.logits = logits.view()});
+  EXPECT_EQ((Ids{out.ids[14], out.ids[15]}), (Ids{0, 1}));
+  EXPECT_EQ((Ids{out.ids[16], out.ids[17]}), (Ids{1, 2}));
+}
+
 TEST(GateTest, HashDependsOnTheTokenAlone) {
   GateConfig gate = make_gate("hash", 16, 3);
   const std::vector<std::int64_t> tokens = {7, 1000000007, 7, -3, 12, 7};
@@ -324,6 +360,16 @@ TEST(GateTest, OldHashGoldenNumbers) {
   const Matrix<float> bad(1, 97);
   const auto out = route(make_gate("compat-hash", 97, 2), bad);
   EXPECT_EQ(out.ids[0], out.ids[1]);
+}
+
+// The published tables of the old system have drop 0, load_cv 0 and gate entropy ln 2 for its hash at 8 and 32 experts.
+TEST(GateTest, OldHashIsEvenAsPublished) {
+  for (const std::int32_t experts : {8, 32}) {
+    const auto out = route(make_gate("compat-hash", experts, 2), Matrix<double>(8192, experts));
+    const auto counts = expert_counts(out);
+    EXPECT_EQ(counts, std::vector<std::int64_t>(static_cast<std::size_t>(experts), 16384 / experts));
+    EXPECT_NEAR(describe_gate(out).entropy, .6931471824645996, 1e-7);
+  }
 }
 
 TEST(SinkhornTest, GoldenNumbers) {
@@ -400,12 +446,16 @@ TEST(BalanceTest, BiasUpdatesEvenOutASkewedRouter) {
 TEST(BalanceTest, QuantileBiasEvensOutInFewSteps) {
   auto logits = random_logits(800, 8, 9);
   for (std::int64_t t = 0; t < 800; ++t) logits.row(t)[5] += 3;
-  std::vector<double> bias(8, 0.0);
-  const GateConfig gate = make_gate("quantile", 8, 2);
-  for (int step = 0; step < 20; ++step) update_quantile_bias<double>(logits.view(), 2, bias);
-  const auto counts = expert_counts(gate_forward<double>(gate, {.logits = logits.view(), .bias = bias}));
-  // Each of 12 such runs written apart from the library ended within 8 of the mean.
-  for (const std::int64_t count : counts) EXPECT_NEAR(static_cast<double>(count), 200, 20);
+  for (const double temperature : {1.0, 0.5, 2.0}) {
+    std::vector<double> bias(8, 0.0);
+    GateConfig gate = make_gate("quantile", 8, 2);
+    gate.temperature = temperature;
+    for (int step = 0; step < 20; ++step)
+      update_quantile_bias<double>(logits.view(), 2, bias, 0.0, temperature);
+    const auto counts = expert_counts(gate_forward<double>(gate, {.logits = logits.view(), .bias = bias}));
+    // Each of 12 such runs written apart from the library ended within 8 of the mean.
+    for (const std::int64_t count : counts) EXPECT_NEAR(static_cast<double>(count), 200, 20) << temperature;
+  }
 }
 
 TEST(BalanceTest, QuantileBiasOfOneStepByHand) {

@@ -128,6 +128,10 @@ TEST(CompatVarianceTest, HasNoGradient) {
       logits, Matrix<double>(8, 5),
       [&] { return compat_variance_loss(1, expert_counts(route(gate, logits))); }, 0.0);
   EXPECT_GT(compat_variance_loss(1, expert_counts(route(gate, logits))), 0.0);
+  // The same counts in a loss that also has probabilities do move.
+  Matrix<double> grad(8, 5);
+  (void)balance_loss<double>({.top_k = 2}, logits.view(), expert_counts(route(gate, logits)), grad.view());
+  EXPECT_GT(largest_of(grad.data), 1e-3);
 }
 
 TEST(ZLossTest, GoldenNumberAndGradient) {

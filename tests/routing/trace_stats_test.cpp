@@ -75,5 +75,34 @@ TEST(DescribeTraceTest, CountsByHand) {
                [&] { (void)describe_trace(trace, TraceDetail::whole, bad); });
 }
 
+// Rows of expert choice are as wide as the most chosen token needs; capacity goes by the choices.
+TEST(TraceStatsTest, CapacityOfExpertChoiceGoesByItsChoices) {
+  GateConfig gate = make_gate("expert-choice", 8, 2);
+  const Trace trace = make_gate_trace(gate, {.num_tokens = 64, .num_groups = 1}, 17, 1, 1.0);
+  ASSERT_GT(trace.top_k, 2);
+  const std::vector<double> factors = {0.25, 1};
+  const auto loads = describe_trace(trace, TraceDetail::whole, factors);
+  ASSERT_EQ(loads.size(), 1U);
+  EXPECT_EQ(loads[0].selections, 128);
+  EXPECT_DOUBLE_EQ(loads[0].drop_rates[0], 0.75);  // every expert has 16, and room for 4
+  EXPECT_DOUBLE_EQ(loads[0].drop_rates[1], 0.0);
+}
+
+TEST(TraceStatsTest, RefusesWhatNoMemoryHolds) {
+  const auto make = [](std::int32_t experts, std::int64_t tokens, std::int32_t steps) {
+    (void)make_gate_trace(make_gate("softk", experts, 1), {.num_tokens = tokens, .num_groups = 1}, 17, steps,
+                          0);
+  };
+  expect_error(
+      Errc::invalid_argument,
+      "trace: 16777216 tokens of a group and step with 1048576 experts have 17592186044416 logits; at most "
+      "2147483648 are allowed",
+      [&] { make(1 << 20, 1 << 24, 1); });
+  expect_error(
+      Errc::invalid_argument,
+      "trace: 1024 steps of 16777216 tokens are 17179869184 of a group; at most 8589934592 are allowed",
+      [&] { make(4, 1 << 24, 1024); });
+}
+
 }  // namespace
 }  // namespace shunt

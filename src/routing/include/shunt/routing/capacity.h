@@ -15,7 +15,8 @@ enum class CapacityFormula : std::uint8_t {
   megatron,      ///< ceil((T K / E) cf): Megatron-Core
   megablocks,    ///< floor(cf (K T W / E)), W ranks; 0, or a result of 0, means the largest load: MegaBlocks
   tutel,         ///< K floor(cf ceil(T / E)); 0: the largest load; negative: the smaller of both: Tutel
-  compat_sweep,  ///< floor(cf T K / E + 0.9999): moe-routing-bench's sweeps
+  compat_sweep,  ///< max(1, floor(cf T K / E + 0.9999)): moe-routing-bench's sweeps
+  compat_bench,  ///< ceil of the float32 product cf (T K / E): moe-routing-bench's bench_capacity
 };
 
 struct CapacityRule {

@@ -21,11 +21,11 @@ enum class Score : std::uint8_t {
 
 /// Who chooses whom.
 enum class Selection : std::uint8_t {
-  top_k,                 ///< A token takes the K experts with the largest score + bias
-  expert_choice,         ///< An expert takes its n tokens with the largest score (Zhou et al. 2022)
-  sinkhorn,              ///< Top-k of the balanced matrix while training, of the scores otherwise (S-BASE)
-  hash,                  ///< K distinct experts from a hash of the token's id
-  compat_hash,           ///< moe-routing-bench: from the position in the batch; ids may repeat
+  top_k,          ///< A token takes the K experts with the largest score + bias
+  expert_choice,  ///< An expert takes its n tokens with the largest score (Zhou et al. 2022)
+  sinkhorn,       ///< Top-k of the balanced matrix of exp(z / τ) while training, of z otherwise (S-BASE)
+  hash,           ///< K distinct experts from a hash of the token's id
+  compat_hash,    ///< moe-routing-bench: from the position in the batch; ids may repeat
   compat_expert_choice,  ///< moe-routing-bench: at most 64 tokens per expert, then top-k among those experts
 };
 
@@ -48,7 +48,7 @@ struct GateConfig {
   WeightRule weights = WeightRule::softmax_chosen;
   std::int32_t num_experts = 1;  ///< E
   std::int32_t top_k = 1;        ///< K; of expert choice: experts a token gets on average
-  double temperature = 1.0;      ///< τ > 0
+  double temperature = 1.0;      ///< τ, a normal number of float32 > 0
   double scale = 1.0;            ///< Factor on the weights, > 0 (DeepSeek's routed scaling factor)
   double norm_power = 1.0;       ///< p of p_norm, >= 1
 
@@ -103,7 +103,8 @@ struct GateOutput {
 /// Routes tokens.
 /// Result:  sums inside a token are made in Real (float: float32), each in a fixed order; larger scores come first and
 ///          equal ones by index. Nothing depends on threads: the same input gives the same bits.
-/// Threads: pure; calls may run side by side, and tokens may be cut into calls where the selection is top_k or a hash.
+/// Threads: pure; calls may run side by side, and tokens may be cut into calls where the selection is top_k or hash
+///          (compat_hash counts positions from the first token of the call).
 /// Errors:  Errc::invalid_argument: as check_gate; shapes; a logit or bias that is not finite, with token and expert.
 template <class Real>
 [[nodiscard]] GateOutput<Real> gate_forward(const GateConfig& gate, const GateInput<Real>& input);
@@ -154,12 +155,14 @@ template <class Real>
 template <class Real>
 void update_bias(std::span<Real> bias, std::span<const std::int64_t> counts, double rate = 1e-3);
 
-/// Quantile balancing: moves the bias (-β) of a gate that selects by logit + bias towards the one with which every
-/// expert gets T K / E of these tokens. With α_t the (K+1)-th largest of logits_t + bias, β_e becomes the
-/// (floor(T K / E) + 1)-th largest over t of logits_te - α_t; the new bias is decay * bias - (1 - decay) * β.
-/// Errors: Errc::invalid_argument on sizes, K >= E, a logit that is not finite, decay outside [0, 1).
+/// Quantile balancing: moves the bias (-β) of a gate that selects by logit / τ + bias towards the one with which every
+/// expert gets T K / E of these tokens. With α_t the (K+1)-th largest of logits_t / τ + bias, β_e becomes the
+/// (floor(T K / E) + 1)-th largest over t of logits_te / τ - α_t; the new bias is decay * bias - (1 - decay) * β.
+/// `temperature` is τ, the gate's.
+/// Errors: Errc::invalid_argument on sizes, K >= E, a logit that is not finite, decay outside [0, 1), τ not finite or
+///         <= 0.
 template <class Real>
 void update_quantile_bias(View2<const Real> logits, std::int32_t top_k, std::span<Real> bias,
-                          double decay = 0.0);
+                          double decay = 0.0, double temperature = 1.0);
 
 }  // namespace shunt

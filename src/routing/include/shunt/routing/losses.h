@@ -50,9 +50,10 @@ double z_loss(double coefficient, View2<const Real> logits, View2<Real> grad_log
 /// coefficient / 2 * (CV(importance)^2 + CV(load)^2) with population variances: importance_e = sum_t P_te, load_e = sum_t
 /// Phi((z_te - threshold_te) / deviation), where the threshold is the K-th largest noisy logit of the token without
 /// expert e, and gradients flow through it too. `noisy` is `logits` plus noise of that deviation (add_logit_noise).
-/// Tutel compares a probability with a logit here; this is the paper's form.
+/// Tutel compares a probability with a logit here.
 /// Errors: also deviation <= 0, K >= E.
-/// Source: arXiv 1701.06538, appendix A.
+/// Source: arXiv 2106.05974 (V-MoE), appendix A. Shazeer et al. (1701.06538) sum the sparse noisy weights as importance and
+///         weigh the two parts apart.
 template <class Real>
 double importance_load_loss(double coefficient, std::int32_t top_k, double deviation,
                             View2<const Real> logits, View2<const Real> noisy, View2<Real> grad_logits);
