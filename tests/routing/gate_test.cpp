@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <shunt/routing/gate.h>
+#include <shunt/routing/load.h>
 
 #include "golden.h"
 
