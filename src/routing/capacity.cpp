@@ -214,8 +214,8 @@ std::int64_t expert_capacity(const CapacityRule& rule, std::int64_t num_tokens, 
           std::ceil(static_cast<float>(rule.factor) * static_cast<float>(selections / experts)));
       break;
   }
-  const auto most = [&](double rows) {
-    if (rows > static_cast<double>(kMostRows))
+  const auto most = [&](auto rows) {
+    if (static_cast<double>(rows) > static_cast<double>(kMostRows))
       refuse(
           "capacity ({}): {} tokens per expert (factor {}, {} tokens, top-k {}, {} experts, minimum {}, "
           "alignment "
@@ -224,11 +224,11 @@ std::int64_t expert_capacity(const CapacityRule& rule, std::int64_t num_tokens, 
           kMostRows);
   };
   most(capacity);
-  most(static_cast<double>(rule.min_capacity));
-  most(static_cast<double>(rule.alignment));
+  most(rule.min_capacity);
+  most(rule.alignment);
   std::int64_t result = std::max(static_cast<std::int64_t>(capacity), rule.min_capacity);
   result = (result + rule.alignment - 1) / rule.alignment * rule.alignment;
-  most(static_cast<double>(result));
+  most(result);
   if (result < 1)
     refuse(
         "capacity ({}): factor {} leaves 0 tokens per expert ({} tokens, top-k {}, {} experts); at least "

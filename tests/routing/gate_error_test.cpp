@@ -74,7 +74,7 @@ TEST(GateErrorTest, NamesWrongFields) {
         gate.score = Score::softmax;
         gate.weights = WeightRule::score;
       }));
-  expect_refused("gate sigmoid: scale nan is not a finite number > 0",
+  expect_refused("gate sigmoid: scale nan is outside [1.175e-38, 3.403e+38]",
                  with("sigmoid", [](GateConfig& gate) { gate.scale = std::nan(""); }));
   expect_refused("gate expert-choice: capacity factor -1 is not a finite number > 0",
                  with("expert-choice", [](GateConfig& gate) { gate.capacity_factor = -1; }));
