@@ -7,6 +7,25 @@
 #include <fmt/ranges.h>
 
 namespace shunt {
+namespace {
+
+std::string lower(std::string_view text) {
+  std::string all(text);
+  for (char& c : all)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return all;
+}
+
+/// Whether leaving letters out after the first makes `word` of `name`.
+bool shortens(std::string_view word, std::string_view name) {
+  if (name.empty() || word.front() != name.front()) return false;
+  std::size_t found = 0;
+  for (const char c : name)
+    if (found < word.size() && word[found] == c) ++found;
+  return found == word.size();
+}
+
+}  // namespace
 
 std::size_t name_distance(std::string_view a, std::string_view b) {
   // Rows i - 2, i - 1 and i of the table of distances between prefixes (optimal string alignment).
@@ -42,12 +61,21 @@ std::string nearest_name(std::string_view word, const std::vector<std::string>& 
 }
 
 std::string near_name(std::string_view word, const std::vector<std::string>& names) {
-  std::string near = nearest_name(word, names);
-  const std::size_t edits = near.size() < 4 ? 1 : std::max<std::size_t>(2, near.size() / 3);
-  if (!near.empty() && name_distance(word, near) <= edits) return near;
-  if (word.size() >= 3)
+  const std::string wanted = lower(word);
+  const std::string* near = nullptr;
+  std::size_t fewest = std::numeric_limits<std::size_t>::max();
+  for (const std::string& name : names) {
+    const std::size_t edits = name_distance(wanted, lower(name));
+    if (edits < fewest) {
+      fewest = edits;
+      near = &name;
+    }
+  }
+  if (near == nullptr) return "";
+  if (fewest <= (near->size() < 4 ? 1 : std::max<std::size_t>(2, near->size() / 3))) return *near;
+  if (wanted.size() >= 3)
     for (const std::string& name : names)
-      if (name.starts_with(word)) return name;
+      if (shortens(wanted, lower(name))) return name;
   return "";
 }
 

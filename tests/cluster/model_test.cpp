@@ -63,9 +63,9 @@ TEST_F(ModelTest, NamesLineAndColumnOfEveryMistake) {
   refuse(replaced(kMoe, "layers = 4", "layers = -4"),
          "8:10: architecture.layers: expected an integer in [1, 1024]");
   refuse(replaced(kMoe, "vocab = 100", "vocab = 100\nweights = \"fp7\""),
-         "10:11: architecture.weights: \"fp7\" is not one of bf16, fp8, fp8_block, int8, mxfp4, nvfp4, int4; "
-         "did you "
-         "mean \"fp8\"?");
+         "10:11: architecture.weights: \"fp7\" is not known; did you mean \"fp8\"? Allowed are bf16, fp8, "
+         "fp8_block, int8, "
+         "mxfp4, nvfp4, int4");
   refuse(replaced(kMoe, "expert_intermediate = 32\n", ""),
          "7:1: key \"architecture.expert_intermediate\" is missing");
   refuse(replaced(kMoe, "vocab = 100", "vocab = 100\ndense_intermediate = 3"),
@@ -74,10 +74,9 @@ TEST_F(ModelTest, NamesLineAndColumnOfEveryMistake) {
          "10:17: architecture.expert_groups: 3 does not divide the 8 experts");
   refuse(replaced(kMoe, "kv_heads = 2", "kv_heads = 3"),
          "13:12: attention.kv_heads: 3 does not divide the 8 heads");
-  refuse(
-      replaced(kMoe, "kv_heads = 2", "kv_rank = 2"),
-      "13:1: unknown key \"attention.kv_rank\"; did you mean \"kv_heads\"? Allowed are kind, heads, window, "
-      "full_every, kv_heads, head_dim, qkv_bias, output_bias, qk_norm, sinks, output_gate");
+  refuse(replaced(kMoe, "kv_heads = 2", "kv_rank = 2"),
+         "13:1: unknown key \"attention.kv_rank\"; allowed are kind, heads, window, "
+         "full_every, kv_heads, head_dim, qkv_bias, output_bias, qk_norm, sinks, output_gate");
   refuse(std::string(kMoe) + "full_every = 2\n",
          "15:14: attention.full_every: needs a window or [linear_attention] for the other layers");
   refuse(std::string(kDense) + "sinks = 1\n", "13:9: attention.sinks: expected true or false");

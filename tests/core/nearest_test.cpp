@@ -23,6 +23,9 @@ TEST(NearestTest, SuggestsOnlyWhatMayHaveBeenMeant) {
   EXPECT_EQ(near_name("xy", fabrics), "");
   EXPECT_EQ(near_name("eth", fabrics), "ethernet");
   EXPECT_EQ(near_name("et", fabrics), "");
+  EXPECT_EQ(near_name("EtherNet", fabrics), "ethernet");
+  EXPECT_EQ(near_name("gbps", {"fabric", "gb_per_s"}), "gb_per_s");
+  EXPECT_EQ(near_name("kv_rank", {"heads", "kv_heads"}), "");
   EXPECT_EQ(near_name("", {}), "");
   EXPECT_EQ(allowed_names("ethernt", fabrics), "did you mean \"ethernet\"? Allowed are nvlink, ib, ethernet");
   EXPECT_EQ(allowed_names("infiniband", fabrics), "allowed are nvlink, ib, ethernet");
