@@ -23,6 +23,7 @@ void add_calibrate(CLI::App& parent, Command& command);
 void add_doctor(CLI::App& parent, Command& command);
 void add_plan(CLI::App& parent, Command& command);
 void add_predict(CLI::App& parent, Command& command);
+void add_scenario(CLI::App& parent, Command& command);
 void add_sweep(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_trace(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 

@@ -34,6 +34,7 @@ int run(int argc, char** argv) {
   shunt::cli::add_plan(app, command);
   shunt::cli::add_calibrate(app, command);
   shunt::cli::add_predict(app, command);
+  shunt::cli::add_scenario(app, command);
   shunt::cli::add_sweep(app, arguments, command);
   shunt::cli::add_trace(app, arguments, command);
   try {
