@@ -425,8 +425,8 @@ void write_file(const std::string& path, std::string_view text) {
   if (code) throw Error(Errc::io, fmt::format("{}: cannot write this file: {}", path, code.message()));
 }
 
-std::string write_slurm_files(const Case& one, const TestEntry& entry, const Scenario& scenario,
-                              const System& system, const Site& site) {
+SlurmFiles write_slurm_files(const Case& one, const TestEntry& entry, const Scenario& scenario,
+                             const System& system, const Site& site) {
   std::error_code code;
   fs::create_directories(site.folder + "/metadata", code);
   if (!code) fs::create_directories(system.install_path, code);
@@ -454,9 +454,10 @@ std::string write_slurm_files(const Case& one, const TestEntry& entry, const Sce
   const std::string srun = main_srun(one, entry, system, site, site.folder);
   write_file(site.folder + "/test-run.toml", test_run_toml(one, entry, system, site, test, srun));
   write_file(site.folder + "/slurm-job.toml", slurm_job_toml({}, srun, test, site));
-  std::string script = site.folder + "/cloudai_sbatch_script.sh";
-  write_file(script, sbatch_script(one, entry, scenario, system, site));
-  return script;
+  SlurmFiles files{
+      .script = site.folder + "/cloudai_sbatch_script.sh", .srun_command = srun, .test_command = test};
+  write_file(files.script, sbatch_script(one, entry, scenario, system, site));
+  return files;
 }
 
 }  // namespace shunt::scenario

@@ -17,6 +17,7 @@
 
 #include "commands.h"
 #include "local.h"
+#include "matrices.h"
 #include "toml_reader.h"
 
 namespace shunt::scenario {
@@ -249,8 +250,8 @@ class Campaign {
       run.running = !executor.limits_time();
       say(fmt::format("{}: started", run.end.label));
     } catch (const Error& error) {
-      const bool expected = run.what.definition.expect_failure;
-      finish(run, expected ? Status::passed : Status::failed, error.what());
+      // Also where a failure is expected: that of the command is meant.
+      finish(run, Status::failed, error.what());
     }
   }
 
@@ -339,6 +340,7 @@ class Campaign {
     std::string why;
     try {
       run.end.rows = collect_rows(run.what, scenario_.tests[run.what.test], system_, folder, stamp_);
+      add_matrices(run, folder);
       why = judge(run.what, run.end.rows, folder);
     } catch (const Error& error) {
       why = error.what();
@@ -346,6 +348,24 @@ class Campaign {
       why = error.what();
     }
     finish(run, why.empty() ? Status::passed : Status::failed, why);
+  }
+
+  /// Beside results.json of our benchmark: what it moved.
+  void add_matrices(const Run& run, const std::string& folder) const {
+    const Workload workload = run.what.definition.workload;
+    const bool ours = system_.scheduler == Scheduler::local || !in_container(run.what);
+    if (!ours || run.end.rows.empty() ||
+        (workload != Workload::deepep_benchmark && workload != Workload::deepep_scripts &&
+         workload != Workload::moe_benchmark))
+      return;
+    // With another choice of experts they would be those of another run.
+    for (const auto& [key, value] : run.what.definition.extra_cmd_args)
+      if (key == "--routing" || key == "--seed" || key == "--input") return;
+    const std::int64_t ranks =
+        run.what.num_nodes * ranks_per_node(run.what, scenario_.tests[run.what.test], system_);
+    for (const auto& entry : fs::directory_iterator(folder))
+      if (entry.path().filename().string().starts_with("benchmark_"))
+        write_matrices(run.what, ranks, entry.path().string());
   }
 
   /// What a program printed of the environment's secrets does not stay.

@@ -79,6 +79,7 @@ struct Job {
   std::string id;
   std::string folder;
   Site site;
+  SlurmFiles files;
   std::int64_t failed_looks = 0;
 };
 
@@ -106,7 +107,8 @@ class SlurmExecutor : public Executor {
     Job job;
     job.folder = folder;
     job.site = site_of(one, entry, system_, options_.shunt, folder, states_, gpus_);
-    const std::string script = write_slurm_files(one, entry, scenario_, system_, job.site);
+    job.files = write_slurm_files(one, entry, scenario_, system_, job.site);
+    const std::string& script = job.files.script;
     const Output answer = output_of({"sbatch", script}, kQuery);
     const std::string mark = "Submitted batch job ";
     const std::size_t at = answer.out.find(mark);
@@ -216,7 +218,7 @@ class SlurmExecutor : public Executor {
                        field_of(details, "StartTime"), field_of(details, "EndTime"),
                        elapsed(field_of(details, "RunTime")), ""});
     write_file(job.folder + "/slurm-job.toml",
-               slurm_job_toml(steps, "sbatch " + job.folder + "/cloudai_sbatch_script.sh", "", job.site));
+               slurm_job_toml(steps, job.files.srun_command, job.files.test_command, job.site));
   }
 
   static std::int64_t elapsed(const std::string& text) {

@@ -1,7 +1,9 @@
 #include <shunt/scenario/run.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <sstream>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -194,6 +196,16 @@ TEST_F(RunScenarioTest, CloudAisBenchmarkIsRunByOurs) {
           entry.path().filename().string().ends_with(mode))
         results = entry.path().string() + "/results.json";
     const auto rows = nlohmann::json::parse(read_file(results));
+    const std::string beside = results.substr(0, results.rfind('/'));
+    const std::string tokens = read_file(beside + "/token_matrix.txt");
+    EXPECT_EQ(std::count(tokens.begin(), tokens.end(), '\n'), 8) << "4 tokens of 2 ranks";
+    std::istringstream cells(read_file(beside + "/nccl_matrix.txt"));
+    std::int64_t bytes = 0;
+    for (std::int64_t cell = 0; cells >> cell;) bytes += cell;
+    const std::int64_t row = std::string(id) == "ll" ? 256 + 8 : 512;
+    EXPECT_EQ(bytes, 8 * 2 * row) << "each token goes to two experts";
+    EXPECT_NE(read_file(beside + "/ucc_matrix.txt").find("team_size = 2\n"), std::string::npos);
+    EXPECT_TRUE(fs::exists(beside + "/token_matrix_kb.txt"));
     ASSERT_GE(rows.size(), 2U);
     EXPECT_EQ(rows[0]["backend"], std::string(id) == "ll" ? "shunt_ll" : "shunt");
     EXPECT_EQ(rows[0]["num_tokens"], 4);

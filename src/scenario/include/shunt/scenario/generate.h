@@ -51,11 +51,17 @@ struct JobStep {
 /// The program that writes metadata/node-NAME.toml on each node.
 [[nodiscard]] std::string_view metadata_script();
 
+/// What was written for a case.
+struct SlurmFiles {
+  std::string script;        ///< path of the batch script
+  std::string srun_command;  ///< its main srun
+  std::string test_command;  ///< what that runs
+};
+
 /// Writes all files of a case for Slurm into its folder, which is made, and the metadata program into the install path.
 /// Errors: Errc::io where a file cannot be written.
-/// Result: path of the batch script.
-std::string write_slurm_files(const Case& one, const TestEntry& entry, const Scenario& scenario,
-                              const System& system, const Site& site);
+SlurmFiles write_slurm_files(const Case& one, const TestEntry& entry, const Scenario& scenario,
+                             const System& system, const Site& site);
 
 /// Replaces a file by a text, so that a reader sees the old or the new. Errors: Errc::io
 void write_file(const std::string& path, std::string_view text);
