@@ -7,11 +7,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from . import _core
-from ._arrays import Array, ArrayKind, check_kind, dtype_name, named, plain, zeros
+from ._arrays import Array, ArrayKind, check_kind, dtype_name, named, plain, rows_in, zeros
+from ._errors import InvalidArgumentError
 from ._world import World
 
 DispatchSent = _core.DispatchSent
 CombineSent = _core.CombineSent
+
+_SCALES = {"none": "", "float32": "float32", "ue8m0": "float8_e8m0fnu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +173,9 @@ class AllToAll:
     Errors leave what docs/errors.md says. Every wait has ``config.deadline`` and releases the GIL.
     """
 
+    _combining: CombineSent | None = None
+    """The receipt of a ``combine`` that has sent and did not come to its end."""
+
     def __init__(self, world: World, config: Config, *, arrays: ArrayKind = "numpy") -> None:
         """Collective. Checks and compares the config on all ranks and allocates everything.
 
@@ -203,25 +209,41 @@ class AllToAll:
         :param live_tokens: only the first so many rows count.
         :returns: the receipt for ``dispatch_recv``.
         """
+        count = rows_in(tokens, expert_ids) if live_tokens is None else live_tokens
         sent = self._core.dispatch_send(
-            plain(tokens),
+            plain(tokens, self.config.token_dtype, "tokens"),
             plain(expert_ids),
-            None if scales is None else plain(scales),
+            None if scales is None else plain(scales, _SCALES[self.config.scale], "scales"),
             None if weights is None else plain(weights),
             live_tokens,
         )
-        self._tokens = tokens.shape[0] if live_tokens is None else live_tokens
+        self._tokens = count
+        self._combining = None
         return sent
 
     def dispatch_recv(self, sent: DispatchSent, *, rows: Array | None = None, scales: Array | None = None) -> Received:
         """Waits for every source and returns this rank's rows.
 
-        :param rows: [>= W, H] of the payload dtype, written: the rows are also copied there and outlive combine_send.
-        :param scales: the same for scales, [>= W, ceil(H / scale_block)], dense.
+        :param rows: [>= max_rows, H] of the payload dtype, written: the rows are also copied there, to the first W, and
+            outlive combine_send.
+        :param scales: the same for scales, [>= max_rows, ceil(H / scale_block)], dense.
         :raises RowOverflowError: on every rank, where one would receive more than config.max_recv_rows.
         """
+        if rows is None:
+            core = self._core.dispatch_recv(sent, None, None if scales is None else plain(scales))
+            return Received(core, self, rows, scales)
+        # Before the wait: how many rows come is known when they are here, and then the step has gone on.
+        shape = getattr(rows, "shape", None)
+        if shape is not None and len(shape) == 2 and (shape[0] < self.max_rows or shape[1] != self.config.hidden):
+            raise InvalidArgumentError(
+                f"dispatch_recv: rows is {list(shape)}; at least [{self.max_rows}, {self.config.hidden}] is needed"
+            )
+        if scales is None and self.config.scale != "none":
+            raise InvalidArgumentError("dispatch_recv: rows have scales; scales to copy them to are needed too")
         core = self._core.dispatch_recv(
-            sent, None if rows is None else plain(rows), None if scales is None else plain(scales)
+            sent,
+            plain(rows, self.config.payload, "rows"),
+            None if scales is None else plain(scales, _SCALES[self.config.scale], "scales"),
         )
         return Received(core, self, rows, scales)
 
@@ -247,7 +269,7 @@ class AllToAll:
 
         :returns: the receipt for ``combine_recv``.
         """
-        return self._core.combine_send(None if results is None else plain(results))
+        return self._core.combine_send(None if results is None else plain(results, self.config.expert_dtype, "results"))
 
     def combine_recv(
         self, sent: CombineSent, weights: Array, out: Array | None = None, *, accumulate: bool = False
@@ -260,14 +282,23 @@ class AllToAll:
         """
         if out is None:
             out = zeros((self._tokens, self.config.hidden), self.config.out_dtype, self.arrays)
-        self._core.combine_recv(sent, plain(weights), plain(out), accumulate)
+        self._core.combine_recv(sent, plain(weights), plain(out, self.config.out_dtype, "out"), accumulate)
         return out
 
     def combine(
         self, results: Array | None, weights: Array, out: Array | None = None, *, accumulate: bool = False
     ) -> Any:
-        """``combine_send``, then ``combine_recv``."""
-        return self.combine_recv(self.combine_send(results), weights, out, accumulate=accumulate)
+        """``combine_send``, then ``combine_recv``.
+
+        Where ``weights`` or ``out`` are refused, or an interrupt comes between the halves, the results have been sent:
+        the next call goes on from there and does not read ``results`` again.
+        """
+        sent = self._combining
+        if sent is None:
+            sent = self._combining = self.combine_send(results)
+        combined = self.combine_recv(sent, weights, out, accumulate=accumulate)
+        self._combining = None
+        return combined
 
     @property
     def token_buffer(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -29,14 +30,31 @@ def dtype_name(dtype: Any) -> str:
     return str(np.dtype(dtype).name)
 
 
-def plain(array: Any) -> Any:
-    """``array``, or the same memory as integers where DLPack has no name for its elements."""
-    if type(array) is np.ndarray:
-        # Element types that another package has registered, such as those of ml_dtypes.
-        if array.dtype.isbuiltin == 2:
-            return array.view(np.uint8 if array.dtype.itemsize == 1 else np.uint16)
-        return array
+def plain(array: Any, dtype: str = "", what: str = "") -> Any:
+    """``array``, or the same memory as integers where DLPack has no name for its elements.
+
+    :param dtype: the type that its elements must have; empty: the caller moves bytes.
+    :param what: the name of the argument.
+    """
+    # Element types that another package has registered, such as those of ml_dtypes.
+    if isinstance(array, np.ndarray) and array.dtype.isbuiltin == 2:
+        if dtype and array.dtype.name != dtype:
+            raise InvalidArgumentError(f"{what} has elements of {array.dtype.name}; {dtype} is needed")
+        return array.view(f"u{array.dtype.itemsize}")
     return array
+
+
+def rows_in(*arrays: Any) -> int:
+    """How many rows the first array has that says so; 0 where none does. Arrays of one call have equally many."""
+    for one in arrays:
+        shape = getattr(one, "shape", None)
+        if shape:
+            return int(shape[0])
+    for one in arrays:
+        if hasattr(one, "__dlpack__"):
+            with contextlib.suppress(Exception):  # NumPy has no name for some elements
+                return len(np.from_dlpack(one))
+    return 0
 
 
 def check_kind(kind: str) -> None:

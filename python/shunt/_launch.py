@@ -60,14 +60,37 @@ class _Files:
 
 
 def _call(function: Callable[..., Any], core: _core.World, args: Any, kwargs: Any) -> _Report:
-    """The function as one rank, with everything it raises."""
+    """The function as one rank, with everything it raises. Returns in the process of the rank only."""
     world = World(core)
+    rank = os.getpid()
     try:
         with as_current(world):
-            return _Report(function(world, *args, **kwargs), None, "")
+            report = _Report(function(world, *args, **kwargs), None, "")
     except BaseException as error:
+        _end_fork(rank, error)
         failure = failure_of(error)
         return _Report(None, failure, traceback.format_exc() if failure else "")
+    _end_fork(rank, None)
+    return report
+
+
+def _end_fork(rank: int, error: BaseException | None) -> None:
+    """Ends a process that the rank's function has forked and that left the function too: reports are the rank's."""
+    if os.getpid() == rank:
+        return
+    status = 0 if error is None else 1
+    try:
+        if isinstance(error, SystemExit):
+            if error.code is None or isinstance(error.code, int):
+                status = error.code or 0
+            else:
+                print(error.code, file=sys.stderr)
+        elif error is not None:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status & 0xFF)
 
 
 def _store(files: _Files, index: int, report: _Report) -> _Report:
@@ -81,16 +104,29 @@ def _store(files: _Files, index: int, report: _Report) -> _Report:
     return report
 
 
+_SILENT = (1, "internal", "its process ended with status 0 before its function returned")
+
+
 def _outcomes_and_values(raw: list[tuple[int, int, int, str, str]], files: _Files, first: int) -> list[Any]:
     outcomes = []
     values = []
     for rank, status, killed, code, message in raw:
         report = files.read(rank - first)
+        if report is None and status == 0:
+            status, code, message = _SILENT
         outcomes.append(RankOutcome(rank, status, killed, code, message, report.trace if report else ""))
         values.append(report.value if report else None)
     if any(one.exit_status for one in outcomes):
         raise ranks_failed(outcomes)
     return values
+
+
+def _wait_for(child: int) -> int:
+    """The wait status of a child that ends; 0 where this process ignores SIGCHLD, as then there is none."""
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:
+        return 0
 
 
 def _in_nursery(
@@ -113,6 +149,8 @@ def _in_nursery(
             status = 1
             try:
                 _core.die_with_parent(parent)
+                # Where it is ignored, nobody learns how children end.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
                 def body(core: _core.World) -> tuple[str, str] | None:
                     report = _store(files, core.rank - first, _call(function, core, args, kwargs))
@@ -126,7 +164,7 @@ def _in_nursery(
                 ended.write(0, failure_of(error))
             finally:
                 os._exit(status)
-        _, wait_status = os.waitpid(child, 0)
+        wait_status = _wait_for(child)
         child = 0
         raw = ended.read(0)
         if isinstance(raw, tuple):
@@ -136,8 +174,9 @@ def _in_nursery(
         return _outcomes_and_values(raw, files, first)
     finally:
         if child > 0:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            _wait_for(child)
         files.close()
         ended.close()
 
@@ -213,6 +252,8 @@ def _spawn(ranks: int, function: Callable[..., Any], args: Any, kwargs: Any, opt
         status = process.exitcode or 0
         killed = -status if status < 0 else 0
         code, message = report.failure if report is not None and report.failure else ("internal", "")
+        if report is None and status == 0:
+            status, code, message = _SILENT
         if killed:
             message = f"killed by signal {killed} ({signal.strsignal(killed)})"
         outcomes.append(
@@ -316,12 +357,15 @@ def launch(
 
     def here(core: _core.World) -> tuple[str, str] | None:
         world = World(core)
+        rank = os.getpid()
         try:
             with as_current(world):
                 values.append(function(world, *args, **kwargs))
         except BaseException as error:
+            _end_fork(rank, error)
             raised.append(error)
             return failure_of(error) or ("internal", "left its function by exit(0)")
+        _end_fork(rank, None)
         return None
 
     outcome = _core.run_job(here, transport, provider, pin, start_deadline)[0]

@@ -189,11 +189,23 @@ def test_fp8_tokens_with_their_own_scales():
         moe = shunt.AllToAll(world, config)
         tokens = np.full((2, 40), 0x38 + world.rank, np.uint8)
         scales = np.full((2, 3), 120 + world.rank, np.uint8)
+        tokens[1] += 2
         received = moe.dispatch(tokens, ids, scales=scales)
-        for row in range(len(received)):
-            source = int(received.rows[row, 0]) - 0x38
-            assert set(received.scales[row]) == {120 + source}
-        moe.combine(np.zeros((len(received), 40), np.float32), np.ones((2, 3), np.float32))
+        mine = oracle.experts_of(world.rank, config.num_experts, 2)
+        expected = [oracle.rows_for(expert, [ids, ids]) for expert in mine]
+        assert received.counts.tolist() == [len(one) for one in expected]
+        assert len(received) == sum(received.counts)
+        results = np.zeros((len(received), 40), np.float32)
+        row = 0
+        for expert, sources in zip(mine, expected, strict=True):
+            for source, token in sources:
+                assert set(received.rows[row]) == {0x38 + source + 2 * token}
+                assert set(received.scales[row]) == {120 + source}
+                results[row] = 10 * expert + source
+                row += 1
+        out = moe.combine(results, np.ones((2, 3), np.float32))
+        np.testing.assert_array_equal(out[0], 10 * (0 + 3 + 6) + 3 * world.rank)
+        np.testing.assert_array_equal(out[1], 10 * (1 + 2) + 2 * world.rank)
 
     shunt.run_ranks(rank, 2)
 
@@ -315,7 +327,7 @@ def test_errors_have_the_text_of_the_library():
         received = moe.dispatch(tokens, ids)
         with pytest.raises(shunt.InvalidArgumentError, match="weights"):
             moe.combine(np.array(received.rows), weights[:3])
-        moe = shunt.AllToAll(world, config)
+        moe.combine(None, weights)
         received = moe.dispatch(tokens, ids)
         sent = moe.combine_send(np.array(received.rows))
         frozen = np.zeros((12, 40), np.float32)
@@ -331,6 +343,96 @@ def test_errors_have_the_text_of_the_library():
         shunt.AllToAll(shunt.World.single(), config, arrays="jax")
     with pytest.raises(shunt.InvalidStateError, match="closed"):
         world.barrier()
+
+
+def test_a_refused_combine_is_repeated():
+    config = config_of()
+    ids, weights = routings(config, 1, "uniform")[0]
+    tokens = tokens_of(0, 12)
+    expected = oracle.combined(tokens, ids, weights, lambda _: 1.0)
+    frozen = np.zeros((12, 40), np.float32)
+    frozen.setflags(write=False)
+
+    def rank(world):
+        moe = shunt.AllToAll(world, config)
+        for wrong, out, error in (
+            (weights.astype(np.float64), None, shunt.InvalidArgumentError),
+            (weights.tolist(), None, TypeError),
+            (weights, frozen, TypeError),
+            (weights, np.zeros((12, 39), np.float32), shunt.InvalidArgumentError),
+        ):
+            received = moe.dispatch(tokens, ids)
+            results = np.array(received.rows)
+            for _ in range(2):
+                with pytest.raises(error):
+                    moe.combine(results, wrong, out)
+            np.testing.assert_allclose(moe.combine(results, weights), expected * world.size, rtol=1e-5, atol=1e-5)
+
+    shunt.run_ranks(rank, 1)
+
+
+def test_copies_need_room_for_any_step():
+    config = config_of()
+    ids, weights = routings(config, 1, "uniform")[0]
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config)
+        sent = moe.dispatch_send(tokens_of(0, 12), ids)
+        for shape in ((2, 40), (moe.max_rows - 1, 40), (moe.max_rows, 39)):
+            with pytest.raises(shunt.InvalidArgumentError, match=rf"at least \[{moe.max_rows}, 40\] is needed"):
+                moe.dispatch_recv(sent, rows=np.zeros(shape, np.float32))
+        rows = np.zeros((moe.max_rows, 40), np.float32)
+        assert moe.dispatch_recv(sent, rows=rows).num_rows == 36
+        moe.combine(rows[:36], weights)
+
+
+def test_what_only_speaks_dlpack():
+    class Bare:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    config = config_of()
+    ids, weights = routings(config, 1, "uniform")[0]
+    tokens = tokens_of(0, 12)
+    expected = oracle.combined(tokens, ids, weights, lambda _: 1.0)
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config)
+        for given, chosen in ((tokens, ids), (Bare(tokens), ids), (Bare(tokens), Bare(ids))):
+            received = moe.dispatch(given, chosen)
+            out = moe.combine(Bare(np.array(received.rows)), weights)
+            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "given"),
+    [("float16", "bfloat16"), ("float8_e4m3fn", "float8_e5m2"), ("float8_e4m3fn", "float8_e4m3fnuz")],
+)
+def test_arrays_of_ml_dtypes_keep_their_types(config_type, given):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    config = config_of("float16", max_tokens=2, num_experts=2, top_k=1, hidden=8, token_dtype=config_type)
+    ids = np.zeros((2, 1), np.int32)
+
+    class Own(np.ndarray):
+        pass
+
+    with shunt.World.single() as world:
+        moe = shunt.AllToAll(world, config, arrays="ml_dtypes")
+        wrong = np.full((2, 8), 1.5, getattr(ml_dtypes, given))
+        with pytest.raises(shunt.InvalidArgumentError, match=f"tokens has elements of {given}; {config_type} is"):
+            moe.dispatch(wrong, ids)
+        right = np.full((2, 8), 1.5, getattr(ml_dtypes, config_type, config_type))
+        received = moe.dispatch(right.view(Own), ids)
+        np.testing.assert_array_equal(received.rows, right)
+        wrong = np.ones((2, 8), ml_dtypes.bfloat16)
+        with pytest.raises(shunt.InvalidArgumentError, match="results has elements of bfloat16; float16 is"):
+            moe.combine(wrong, np.ones((2, 1), np.float32))
+        with pytest.raises(shunt.InvalidArgumentError, match="out has elements of bfloat16; float16 is"):
+            moe.combine(np.ones((2, 8), np.float16), np.ones((2, 1), np.float32), wrong)
 
 
 def test_a_step_that_does_not_fit_is_void():
@@ -411,19 +513,32 @@ def test_survivors_go_on_with_a_mask():
     config = config_of(on_peer_loss="mask", deadline=20)
     ids, weights = routings(config, 1, "uniform")[0]
 
+    lost = oracle.experts_of(2, 7, 3)
+    expected = oracle.combined(tokens_of(0, 12), ids, weights, lambda expert: float(expert not in lost))
+    reader, writer = os.pipe()
+
     def rank(world):
         moe = shunt.AllToAll(world, config)
         if world.rank == 2:
             os.kill(os.getpid(), 9)
-        for _ in range(2):
+        voids = 0
+        while True:
             try:
                 received = moe.dispatch(tokens_of(0, 12), ids)
-                moe.combine(np.array(received.rows), weights)
-                return moe.alive
+                out = moe.combine(np.array(received.rows), weights)
+                break
             except shunt.PeerMaskedError:
-                pass
-        return None
+                voids += 1
+                assert voids == 1
+        assert moe.alive == [True, True, False]
+        assert voids == 1
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+        os.write(writer, b"x")
 
     with pytest.raises(shunt.RanksFailedError) as raised:
         shunt.run_ranks(rank, 3)
+    os.close(writer)
     assert [one.exit_status for one in raised.value.outcomes] == [0, 0, 137]
+    # What the survivors returned is lost with the third.
+    assert os.read(reader, 3) == b"xx"
+    os.close(reader)

@@ -112,6 +112,46 @@ def test_a_fork_of_a_rank_is_no_rank():
         world.barrier()
 
 
+@pytest.mark.parametrize("how", ["return", "exit", "raise"])
+def test_a_fork_of_a_rank_that_leaves_the_function(how):
+    """Reports are those of the ranks, whatever their children do; those end as other processes do."""
+
+    def rank(world):
+        child = os.fork()
+        if child == 0:
+            os.close(2)
+            if how == "exit":
+                sys.exit(3)
+            if how == "raise":
+                raise ValueError("of the child")
+            return "of the child"
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == {"return": 0, "exit": 3, "raise": 1}[how]
+        world.barrier()
+        return world.rank
+
+    assert shunt.run_ranks(rank, 2) == [0, 1]
+
+
+def test_a_rank_that_ends_without_a_word_has_failed():
+    def rank(world):
+        if world.rank == 1:
+            os._exit(0)
+
+    with pytest.raises(shunt.RanksFailedError, match="rank 1 of 2: its process ended with status 0 before") as raised:
+        shunt.run_ranks(rank, 2)
+    assert [one.exit_status for one in raised.value.outcomes] == [0, 1]
+
+
+def test_ranks_of_a_process_that_ignores_its_children():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert shunt.run_ranks(lambda world: world.rank, 2) == [0, 1]
+        with pytest.raises(shunt.RanksFailedError, match="rank 0 of 2: killed by signal 9"):
+            shunt.run_ranks(lambda world: world.rank == 0 and os.kill(os.getpid(), 9), 2)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_launch_starts_ranks_here():
     assert shunt.launch(lambda world: world.rank, ranks=3) == [0, 1, 2]
 
