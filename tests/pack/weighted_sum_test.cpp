@@ -61,6 +61,38 @@ TEST_P(WeightedSumTest, GivesTheScalarBitsForEveryShapeAndDType) {
   }
 }
 
+TEST_P(WeightedSumTest, StreamingChangesNoBit) {
+  Random random(103);
+  for (int round = 0; round < 400; ++round) {
+    const DType dtype = kWideDTypes.at(random.below(3));
+    const std::int64_t hidden = random_length(random);
+    const std::uint64_t count = random.below(11);
+    const Rows rows = random_rows(random, dtype, hidden, count, round % 3 == 0);
+    Rows later = random_rows(random, dtype, hidden, count, false);
+    GuardedBuffer expected(hidden * dtype_bytes(dtype));
+    // Mostly at a line of the cache, where it is streamed.
+    GuardedBuffer actual(hidden * dtype_bytes(dtype),
+                         round % 4 == 0 ? static_cast<std::size_t>(random.below(64)) : 0);
+    fill_elements(random, dtype, actual, false);
+    WeightedSum sum{.rows = rows.pointers.data(),
+                    .weights = rows.weights.data(),
+                    .num_rows = static_cast<std::int64_t>(count),
+                    .hidden = hidden,
+                    .row_dtype = dtype,
+                    .out_dtype = dtype,
+                    .out = expected.data()};
+    reference().weighted_sum(sum);
+    sum.out = actual.data();
+    sum.streaming = true;
+    sum.next_rows = round % 2 == 0 ? later.pointers.data() : nullptr;
+    kernels().weighted_sum(sum);
+    store_fence();
+    ASSERT_EQ(first_difference(dtype, actual, expected), -1)
+        << "round " << round << ": " << dtype_name(dtype) << ", H " << hidden << ", K " << count;
+    ASSERT_TRUE(actual.guards_intact()) << "round " << round;
+  }
+}
+
 TEST_P(WeightedSumTest, StaysWithinRoundingOfDoublePrecision) {
   Random random(102);
   constexpr std::int64_t kHidden = 777;

@@ -141,6 +141,7 @@ struct Avx2 {
   using F = __m256;
   static constexpr std::int64_t kWidth = 8;
   static constexpr int kSumUnits = 2;
+  static constexpr bool kStreams = true;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F broadcast(float x) { return _mm256_set1_ps(x); }
@@ -179,11 +180,13 @@ struct Avx2 {
       return decoded_fp8<D>(_mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
   }
 
-  template <DType D>
+  template <DType D, bool Streaming = false>
   static void store(std::byte* at, F x) {
-    if constexpr (D == DType::f32) _mm256_storeu_ps(reinterpret_cast<float*>(at), x);
-    if constexpr (D == DType::f16) store_half(at, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-    if constexpr (D == DType::bf16) store_half(at, low_words(_mm256_srli_epi32(rounded_bf16(x), 16)));
+    if constexpr (D == DType::f32 && !Streaming) _mm256_storeu_ps(reinterpret_cast<float*>(at), x);
+    if constexpr (D == DType::f32 && Streaming) _mm256_stream_ps(reinterpret_cast<float*>(at), x);
+    if constexpr (D == DType::f16) store_half<Streaming>(at, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    if constexpr (D == DType::bf16)
+      store_half<Streaming>(at, low_words(_mm256_srli_epi32(rounded_bf16(x), 16)));
     if constexpr (is_fp8(D)) {
       const __m128i words = low_words(encoded_fp8<D>(x));
       _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packus_epi16(words, words));
@@ -224,7 +227,7 @@ struct Avx2 {
     }
   }
 
-  template <DType D>
+  template <DType D, bool Streaming = false>
   static void store_pair(std::byte* at, F even, F odd) {
     static_assert(D == DType::bf16);
     // Both at once, in 16-bit lanes: upper half and one more if the lower half is above 0x8000, or at it and
@@ -236,14 +239,24 @@ struct Avx2 {
     const __m256i sticky = _mm256_or_si256(lower, _mm256_and_si256(upper, _mm256_set1_epi16(1)));
     // Comparison is signed only; flipping the top bit turns "above 0x8000" into "above 0".
     const __m256i flipped = _mm256_xor_si256(sticky, _mm256_set1_epi16(-0x8000));
-    store_bytes(at, _mm256_sub_epi16(upper, _mm256_cmpgt_epi16(flipped, _mm256_setzero_si256())));
+    const __m256i rounded = _mm256_sub_epi16(upper, _mm256_cmpgt_epi16(flipped, _mm256_setzero_si256()));
+    if constexpr (Streaming)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(at), rounded);
+    else
+      store_bytes(at, rounded);
   }
 
  private:
   static __m128i load_half(const std::byte* at) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   }
-  static void store_half(std::byte* at, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(at), x); }
+  template <bool Streaming>
+  static void store_half(std::byte* at, __m128i x) {
+    if constexpr (Streaming)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(at), x);
+    else
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at), x);
+  }
 };
 
 }  // namespace

@@ -139,6 +139,7 @@ struct Avx512 {
   using F = __m512;
   static constexpr std::int64_t kWidth = 16;
   static constexpr int kSumUnits = 2;
+  static constexpr bool kStreams = true;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F broadcast(float x) { return _mm512_set1_ps(x); }
@@ -180,10 +181,14 @@ struct Avx512 {
       return decoded_fp8<D>(_mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(mask, at)));
   }
 
-  template <DType D>
+  template <DType D, bool Streaming = false>
   static void store(std::byte* at, F x) {
-    if constexpr (D == DType::f32) _mm512_storeu_ps(at, x);
-    if constexpr (size_of(D) == 2) _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), narrowed<D>(x));
+    if constexpr (D == DType::f32 && !Streaming) _mm512_storeu_ps(at, x);
+    if constexpr (D == DType::f32 && Streaming) _mm512_stream_ps(reinterpret_cast<float*>(at), x);
+    if constexpr (size_of(D) == 2 && !Streaming)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), narrowed<D>(x));
+    if constexpr (size_of(D) == 2 && Streaming)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(at), narrowed<D>(x));
     if constexpr (size_of(D) == 1) _mm_storeu_si128(reinterpret_cast<__m128i*>(at), codes<D>(x));
   }
 
@@ -213,7 +218,7 @@ struct Avx512 {
     }
   }
 
-  template <DType D>
+  template <DType D, bool Streaming = false>
   static void store_pair(std::byte* at, F even, F odd) {
     static_assert(D == DType::bf16);
     // Both at once, in 16-bit lanes: upper half and one more if the lower half is above 0x8000, or at it and
@@ -225,7 +230,11 @@ struct Avx512 {
     const __m512i one = _mm512_set1_epi16(1);
     const __m512i sticky = _mm512_ternarylogic_epi32(lower, upper, one, 0xf8);  // lower | (upper & 1)
     const __mmask32 up = _mm512_cmpgt_epu16_mask(sticky, _mm512_set1_epi16(-0x8000));
-    _mm512_storeu_si512(at, _mm512_mask_add_epi16(upper, up, upper, one));
+    const __m512i rounded = _mm512_mask_add_epi16(upper, up, upper, one);
+    if constexpr (Streaming)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(at), rounded);
+    else
+      _mm512_storeu_si512(at, rounded);
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "top_k.h"
 #include "vector_kernels.h"
 
 namespace shunt::detail {
@@ -100,6 +101,7 @@ struct Neon {
   using F = float32x4_t;
   static constexpr std::int64_t kWidth = 4;
   static constexpr int kSumUnits = 8;
+  static constexpr bool kStreams = false;
 
   static F zero() { return vdupq_n_f32(0); }
   static F broadcast(float x) { return vdupq_n_f32(x); }
@@ -112,6 +114,13 @@ struct Neon {
     return vbslq_f32(vcgtq_f32(magnitude, best), magnitude, best);
   }
   static float reduce_max(F x) { return vmaxvq_f32(x); }
+  static F max(F a, F b) { return vmaxq_f32(a, b); }
+  static float horizontal_max(F x) { return vmaxvq_f32(x); }
+  /// A bit for each lane: lane i keeps bit i, and the sum over the lanes is the mask.
+  static std::uint32_t equal(F a, F b) {
+    const uint32x4_t bits = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vceqq_f32(a, b), bits));
+  }
   static void copy(void* to, const void* from, std::int64_t bytes) { detail::copy(to, from, bytes); }
 
   template <DType D>
@@ -192,15 +201,10 @@ struct Neon {
   }
 };
 
-/// No vector version yet: a mask of lanes takes several instructions here.
-void top_k(const TopK& of) {
-  kScalarKernels.top_k(of);
-}
-
 }  // namespace
 
 // AArch64 has no streaming stores of its own kind: stnp is a hint that current cores ignore.
-const PackKernels kNeonKernels = {Isa::neon,         copy, copy, quantise<Neon>, weighted_sum<Neon>,
-                                  scaled_copy<Neon>, top_k};
+const PackKernels kNeonKernels = {Isa::neon,         copy,       copy, quantise<Neon>, weighted_sum<Neon>,
+                                  scaled_copy<Neon>, top_k<Neon>};
 
 }  // namespace shunt::detail

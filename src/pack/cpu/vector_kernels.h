@@ -6,7 +6,8 @@
 //
 // V gives: F, kWidth, kSumUnits, zero, broadcast, fma, mul, div, max_magnitude, reduce_max, and per dtype
 // load, store (kWidth elements), load_tail, store_tail (fewer), load_pair (2 * kWidth elements as even and
-// odd ones: for bf16 and fp8 this is a shift and a mask where natural order needs shuffles), store_pair.
+// odd ones: for bf16 and fp8 this is a shift and a mask where natural order needs shuffles), store_pair. With kStreams the
+// stores have a second parameter: past the caches, to a multiple of their size.
 
 #include <cstddef>
 #include <cstdint>
@@ -97,6 +98,12 @@ struct Unit {
     else
       V::template store<To>(base + index * size_of(To), x[0]);
   }
+  static void stream(std::byte* base, std::int64_t index, const F* x) {
+    if constexpr (kPaired)
+      V::template store_pair<To, true>(base + index * size_of(To), x[0], x[1]);
+    else
+      V::template store<To, true>(base + index * size_of(To), x[0]);
+  }
 };
 
 /// The columns [h, h + Units * kElements) of the sum: the accumulators stay in registers over all k, so each
@@ -125,6 +132,74 @@ void sum_block(const WeightedSum& sum, std::int64_t h) {
     }
   }
   for (int u = 0; u < Units; ++u) U::store(out, h + u * U::kElements, acc[u]);
+}
+
+/// Bytes ahead of its loads for which a sum of rows from memory asks; what lies beyond a row is of the next sum.
+constexpr std::int64_t kReadAhead = 2048;
+
+/// Sum of K rows, none null, of [0, returned) columns, past the caches. Few instructions for each line leave room for more
+/// loads under way, so K is known and the weights stay in registers.
+template <class V, DType D, int K>
+std::int64_t sum_streamed(const WeightedSum& sum, const std::byte* const* rows, const std::byte* const* next,
+                          const float* weights) {
+  using U = Unit<V, D, D>;
+  using F = typename V::F;
+  constexpr int kUnits = 128 / (U::kElements * size_of(D));
+  constexpr std::int64_t kBytes = 128;
+  auto* out = static_cast<std::byte*>(sum.out);
+  F weight[K];
+  for (int k = 0; k < K; ++k) weight[k] = V::broadcast(weights[k]);
+  const std::int64_t bytes = sum.hidden * size_of(D);
+  const std::int64_t end = bytes / kBytes * kBytes;
+  for (std::int64_t at = 0; at < end; at += kBytes) {
+    const std::int64_t ahead = at + kReadAhead;
+    F acc[kUnits][U::kVectors];
+    for (int u = 0; u < kUnits; ++u)
+      for (int v = 0; v < U::kVectors; ++v) acc[u][v] = V::zero();
+    for (int k = 0; k < K; ++k) {
+      const std::byte* later = ahead < bytes ? rows[k] + ahead : next[k] + (ahead - bytes);
+      __builtin_prefetch(later);
+      __builtin_prefetch(later + 64);
+      for (int u = 0; u < kUnits; ++u) {
+        F x[U::kVectors];
+        U::template load<D>(rows[k] + at, u * U::kElements, x);
+        for (int v = 0; v < U::kVectors; ++v) acc[u][v] = V::fma(weight[k], x[v], acc[u][v]);
+      }
+    }
+    for (int u = 0; u < kUnits; ++u) U::stream(out + at, u * U::kElements, acc[u]);
+  }
+  return end / size_of(D);
+}
+
+/// The columns [0, returned) past the caches, where that can be.
+template <class V, DType D>
+std::int64_t try_sum_streamed(const WeightedSum& sum) {
+  constexpr std::int64_t kMostRows = 8;
+  if (sum.accumulate || sum.num_rows > kMostRows || reinterpret_cast<std::uintptr_t>(sum.out) % 64 != 0)
+    return 0;
+  const std::byte* rows[kMostRows];
+  const std::byte* next[kMostRows];
+  float weights[kMostRows];
+  int count = 0;
+  for (std::int64_t k = 0; k < sum.num_rows; ++k) {
+    if (sum.rows[k] == nullptr) continue;
+    rows[count] = static_cast<const std::byte*>(sum.rows[k]);
+    const void* later = sum.next_rows == nullptr ? nullptr : sum.next_rows[k];
+    next[count] = later == nullptr ? rows[count] : static_cast<const std::byte*>(later);
+    weights[count++] = sum.weights[k];
+  }
+  switch (count) {
+    case 1:
+      return sum_streamed<V, D, 1>(sum, rows, next, weights);
+    case 2:
+      return sum_streamed<V, D, 2>(sum, rows, next, weights);
+    case 4:
+      return sum_streamed<V, D, 4>(sum, rows, next, weights);
+    case 8:
+      return sum_streamed<V, D, 8>(sum, rows, next, weights);
+    default:
+      return 0;
+  }
 }
 
 /// The columns [h, h + count), count <= kWidth.
@@ -156,6 +231,9 @@ void sum_typed(const WeightedSum& sum) {
     for (; h < sum.hidden; h += V::kWidth)
       sum_tail<V, Row, Out>(sum, h, sum.hidden - h < V::kWidth ? sum.hidden - h : V::kWidth);
     return;
+  }
+  if constexpr (V::kStreams && Row == Out) {
+    if (sum.streaming) h = try_sum_streamed<V, Row>(sum);
   }
   for (; h + kBlock <= sum.hidden; h += kBlock) sum_block<V, Row, Out, V::kSumUnits>(sum, h);
   for (; h + U::kElements <= sum.hidden; h += U::kElements) sum_block<V, Row, Out, 1>(sum, h);

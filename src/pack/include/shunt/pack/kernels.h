@@ -42,6 +42,12 @@ struct WeightedSum {
   DType out_dtype = DType::bf16;      ///< f32, f16 or bf16
   void* out = nullptr;                ///< [H] of out_dtype; every element is written
   bool accumulate = false;            ///< Start from the old value of `out` instead of 0
+  /// Nobody reads `out` soon: it is written past the caches, as copy_streaming does, where the ISA can, dtypes are equal
+  /// and `out` lies at a multiple of 64 bytes.
+  bool streaming = false;
+  /// [K] rows of the sum that will be asked for next, or null: with `streaming` they are fetched ahead, so that reading does
+  /// not pause between two sums. Pointers may be null; nothing else depends on them.
+  const void* const* next_rows = nullptr;
 };
 
 /// to[h] = convert(from[h] * scale of its block * factor): reads a received row, writes an expert's row.
