@@ -25,7 +25,8 @@ struct Generate {
   std::int32_t experts = 0, top_k = 0, groups = 1, steps = 1;
   std::int64_t tokens = 1024;
   std::uint64_t seed = 17;
-  double skew = 0, temperature = 1;
+  double temperature = 1;
+  TraceLogits logits;
   bool of_gate = false;  ///< One of the two was given
 };
 
@@ -41,7 +42,9 @@ int generate(const Generate& given) {
   if (!given.gate.empty() && !given.routing.empty())
     refuse("--gate and --routing exclude each other: {} and {}", given.gate, given.routing);
   if (given.gate.empty() && given.of_gate)
-    refuse("--skew and --temperature are for --gate; without it the routing says how tokens choose");
+    refuse(
+        "--skew, --temperature, --router-arch, --hidden, --jitter and --noise are for --gate; without it the "
+        "routing says how tokens choose");
   Trace trace;
   if (given.gate.empty()) {
     const RoutingSpec spec = parse_routing(given.routing.empty() ? "uniform" : given.routing);
@@ -50,7 +53,7 @@ int generate(const Generate& given) {
     GateConfig gate = make_gate(given.gate, shape.num_experts, shape.top_k);
     gate.temperature = given.temperature;
     gate.seed = given.seed;
-    trace = make_gate_trace(gate, shape, given.seed, given.steps, given.skew);
+    trace = make_gate_trace(gate, shape, given.seed, given.steps, given.logits);
   }
   write_trace(given.out, trace);
   fmt::print("{}", format_trace_loads(trace, describe_trace(trace, TraceDetail::whole), {}));
@@ -96,16 +99,32 @@ void add_generate(CLI::App& trace, Command& command) {
       ->type_name("ROUTING");
   app->add_option("--gate", typed->gate, "A gate of docs/routing.md on random logits instead")
       ->type_name("NAME");
-  add_text(*app, "--skew", "Deviation of what experts are liked, beside 1 of each token (default 0; gates)",
-           "X", [typed](const std::string& option, const std::string& text) {
+  const auto of_gate = [app, typed](const char* name, const char* help, double& value, double least,
+                                    double most) {
+    add_text(*app, name, help, "X",
+             [typed, &value, least, most](const std::string& option, const std::string& text) {
+               typed->of_gate = true;
+               value = bench::parse_number(option, text, least, most);
+             });
+  };
+  of_gate("--skew", "Deviation of what experts are liked, beside 1 of each token (default 0; gates)",
+          typed->logits.skew, 0, 1e3);
+  of_gate("--temperature", "Of the gate (default 1)", typed->temperature, 1e-6, 1e6);
+  add_text(*app, "--router-arch",
+           "Logits are what this network makes of normal tokens: linear, mlp, mlp-hadamard, cosine (gates)",
+           "NAME", [typed](const std::string&, const std::string& text) {
              typed->of_gate = true;
-             typed->skew = bench::parse_number(option, text, 0, 1e3);
+             typed->logits.network = text;
            });
-  add_text(*app, "--temperature", "Of the gate (default 1)", "X",
+  add_text(*app, "--hidden", "Elements of those tokens (default 64; gates)", "N",
            [typed](const std::string& option, const std::string& text) {
              typed->of_gate = true;
-             typed->temperature = bench::parse_number(option, text, 1e-6, 1e6);
+             typed->logits.hidden = bench::parse_whole(option, text, 1, 1 << 16);
            });
+  of_gate("--jitter", "Factor in [1 - X, 1 + X) of what the network reads (default 0; gates)",
+          typed->logits.jitter, 0, 0.999);
+  of_gate("--noise", "Deviation of normal noise on the logits (default 0; gates)", typed->logits.noise, 0,
+          1e6);
   add_whole(*app, "--seed", "Of everything random (default 17)", typed->seed, 0, INT64_MAX);
   app->callback([&command, typed] { command = [typed] { return generate(*typed); }; });
 }

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include <shunt/core/random.h>
+#include <shunt/routing/gate_network.h>
 #include <shunt/routing/trace_stats.h>
 
 #include "scores.h"
@@ -61,9 +63,12 @@ Trace make_trace(const RoutingSpec& spec, const RoutingShape& shape, std::uint64
 }
 
 Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::uint64_t seed,
-                      std::int32_t steps, double skew) {
+                      std::int32_t steps, const TraceLogits& of) {
   check_steps(steps);
+  const double skew = of.skew;
   if (!(std::isfinite(skew) && skew >= 0)) refuse("trace: skew {} is not a finite number >= 0", skew);
+  if (of.jitter > 0 && of.network.empty())
+    refuse("trace: jitter {} is of what a network reads, and there is none", of.jitter);
   constexpr std::int64_t kMostTokens = std::int64_t{1} << 24;
   if (shape.num_tokens < 0 || shape.num_tokens > kMostTokens)
     refuse("trace: {} tokens per group and step; allowed are 0 to {}", shape.num_tokens, kMostTokens);
@@ -81,6 +86,16 @@ Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::ui
   Random of_experts(detail::purpose_seed(seed, detail::Purpose::popularity));
   for (double& u : liked) u = skew * of_experts.normal();
 
+  std::optional<GateNetwork<float>> network;
+  std::vector<float> tokens;
+  if (!of.network.empty()) {
+    network.emplace(
+        GateNetworkConfig{
+            .arch = parse_gate_arch(of.network), .hidden = of.hidden, .num_experts = gate.num_experts},
+        seed);
+    tokens.resize(at(shape.num_tokens * of.hidden));
+  }
+
   constexpr std::uint64_t kVocabulary = 50000;
   const std::uint64_t logit_seed = detail::purpose_seed(seed, detail::Purpose::logits);
   std::vector<float> logits(at(shape.num_tokens * experts));
@@ -88,17 +103,34 @@ Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::ui
   Trace trace;
   trace.num_experts = gate.num_experts;
   trace.top_k = gate.top_k;
-  trace.source =
-      fmt::format("shunt trace generate: gate {} on random logits, skew {}, seed {}", gate.name, skew, seed);
+  trace.source = fmt::format(
+      "shunt trace generate: gate {} on {}, skew {}, jitter {}, noise {}, seed {}", gate.name,
+      of.network.empty() ? "random logits"
+                         : fmt::format("logits of a network {} of {} elements", of.network, of.hidden),
+      skew, of.jitter, of.noise, seed);
   trace.steps.resize(at(steps));
   for (std::int32_t step = 0; step < steps; ++step) {
     for (std::int32_t group = 0; group < shape.num_groups; ++group) {
       for (std::int64_t t = 0; t < shape.num_tokens; ++t) {
         Random random(logit_seed, detail::token_stream(group, step * shape.num_tokens + t));
-        for (std::int64_t e = 0; e < experts; ++e)
+        for (std::int64_t h = 0; network && h < of.hidden; ++h)
+          tokens[at(t * of.hidden + h)] = static_cast<float>(random.normal());
+        for (std::int64_t e = 0; !network && e < experts; ++e)
           logits[at(t * experts + e)] = static_cast<float>(random.normal() + liked[at(e)]);
         token_ids[at(t)] = static_cast<std::int64_t>(random.below(kVocabulary));
       }
+      // Counted on, so that steps and groups differ.
+      const std::int64_t first = (std::int64_t{step} * shape.num_groups + group) * shape.num_tokens;
+      const View2<float> z{logits.data(), shape.num_tokens, experts};
+      if (network) {
+        const View2<float> x{tokens.data(), shape.num_tokens, of.hidden};
+        if (of.jitter > 0) apply_jitter(x, of.jitter, seed, first);
+        GateNetwork<float>::Trace passed;
+        network->forward(x, z, passed);
+        for (std::int64_t t = 0; t < shape.num_tokens; ++t)
+          for (std::int64_t e = 0; e < experts; ++e) z(t, e) += static_cast<float>(liked[at(e)]);
+      }
+      if (of.noise != 0) add_logit_noise(z, of.noise, seed, first);
       GateInput<float> input{.logits = {logits.data(), shape.num_tokens, experts}};
       if (gate.selection == Selection::hash) input.token_ids = token_ids;
       trace.steps[at(step)].push_back(to_routing(gate_forward(gate, input)));

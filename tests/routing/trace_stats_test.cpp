@@ -31,23 +31,42 @@ TEST(MakeTraceTest, RepeatsItsSpecification) {
 
 TEST(MakeTraceTest, GatesOnRandomLogits) {
   const RoutingShape shape{200, 2, 16, 4};
-  const Trace even = make_gate_trace(make_gate("deepseek-v3", 16, 4), shape, 5, 3, 0);
-  const Trace skewed = make_gate_trace(make_gate("deepseek-v3", 16, 4), shape, 5, 3, 2);
+  const Trace even = make_gate_trace(make_gate("deepseek-v3", 16, 4), shape, 5, 3, {});
+  const Trace skewed = make_gate_trace(make_gate("deepseek-v3", 16, 4), shape, 5, 3, {.skew = 2});
   const auto cv = [](const Trace& trace) { return describe_trace(trace, TraceDetail::whole)[0].load.cv; };
   EXPECT_LT(cv(even), 0.1);
   // 200 draws of such a gate written apart from the library lie in [0.75, 1.64].
   EXPECT_GT(cv(skewed), 0.7);
   // Expert choice: rows of different widths become one width, every expert has its n tokens in each group and step.
-  const Trace choice = make_gate_trace(make_gate("expert-choice", 16, 4), shape, 5, 3, 2);
+  const Trace choice = make_gate_trace(make_gate("expert-choice", 16, 4), shape, 5, 3, {.skew = 2});
   EXPECT_GT(choice.top_k, 4);
   EXPECT_EQ(describe_trace(choice, TraceDetail::whole)[0].counts, std::vector<std::int64_t>(16, 300));
-  EXPECT_EQ(make_gate_trace(make_gate("hash", 16, 4), shape, 5, 1, 0).steps[0][0].num_tokens, 200);
-  const Trace again = make_gate_trace(make_gate("deepseek-v3", 16, 4), shape, 5, 3, 2);
+  EXPECT_EQ(make_gate_trace(make_gate("hash", 16, 4), shape, 5, 1, {}).steps[0][0].num_tokens, 200);
+  const Trace again = make_gate_trace(make_gate("deepseek-v3", 16, 4), shape, 5, 3, {.skew = 2});
   EXPECT_EQ(again.steps[2][1].ids, skewed.steps[2][1].ids);
   expect_error(Errc::invalid_argument, "trace: 0 steps; at least 1 is needed",
-               [&] { (void)make_gate_trace(make_gate("softk", 16, 4), shape, 5, 0, 0); });
+               [&] { (void)make_gate_trace(make_gate("softk", 16, 4), shape, 5, 0, {}); });
   expect_error(Errc::invalid_argument, "trace: skew -1 is not a finite number >= 0",
-               [&] { (void)make_gate_trace(make_gate("softk", 16, 4), shape, 5, 1, -1); });
+               [&] { (void)make_gate_trace(make_gate("softk", 16, 4), shape, 5, 1, {.skew = -1}); });
+}
+
+TEST(MakeTraceTest, NetworksJitterAndNoiseChangeTheTrace) {
+  const RoutingShape shape{50, 2, 16, 4};
+  const auto ids = [&shape](const TraceLogits& of) {
+    return make_gate_trace(make_gate("softk", 16, 4), shape, 5, 2, of).steps[1][1].ids;
+  };
+  std::vector<std::vector<std::int32_t>> seen{ids({}), ids({.noise = 1})};
+  for (const char* network : {"linear", "mlp", "mlp-hadamard", "cosine"}) {
+    seen.push_back(ids({.network = network}));
+    EXPECT_EQ(seen.back(), ids({.network = network}));
+  }
+  seen.push_back(ids({.network = "linear", .hidden = 63}));
+  seen.push_back(ids({.network = "linear", .jitter = 0.5}));
+  seen.push_back(ids({.network = "linear", .noise = 1}));
+  for (std::size_t a = 0; a < seen.size(); ++a)
+    for (std::size_t b = 0; b < a; ++b) EXPECT_NE(seen[a], seen[b]) << a << " and " << b;
+  expect_error(Errc::invalid_argument, "trace: jitter 0.5 is of what a network reads, and there is none",
+               [&] { (void)ids({.jitter = 0.5}); });
 }
 
 TEST(DescribeTraceTest, CountsByHand) {

@@ -18,12 +18,22 @@ namespace shunt {
 [[nodiscard]] Trace make_trace(const RoutingSpec& spec, const RoutingShape& shape, std::uint64_t seed,
                                std::int32_t steps);
 
-/// A trace of what a gate makes of random logits: z_te = N(0, 1) + skew * u_e, where u_e ~ N(0, 1) belongs to the expert
-/// and stays; token ids of hash gates are uniform below 50000. One call of the gate for each step and group. Rows of
-/// expert choice are widened to the widest.
-/// Errors: Errc::invalid_argument on steps < 1, skew not finite or < 0, sizes, and ids that repeat (compat-hash can).
+/// Where the logits of a gate trace come from.
+struct TraceLogits {
+  double skew = 0;           ///< Deviation of how much experts are liked
+  std::string network = {};  ///< Name of parse_gate_arch, or empty: normal logits
+  std::int64_t hidden = 64;  ///< Elements of the normal tokens that the network reads
+  double jitter = 0;         ///< Of those, as apply_jitter
+  double noise = 0;          ///< As add_logit_noise
+};
+
+/// A trace of what a gate makes of random logits: z_te = N(0, 1), or what a network with random weights makes of normal
+/// tokens, + skew * u_e, where u_e ~ N(0, 1) belongs to the expert and stays, + noise; token ids of hash gates are uniform
+/// below 50000. One call of the gate for each step and group. Rows of expert choice are widened to the widest.
+/// Errors: Errc::invalid_argument on steps < 1, skew not finite or < 0, jitter without a network, sizes, an unknown network,
+///         and ids that repeat (compat-hash can); as apply_jitter and add_logit_noise.
 [[nodiscard]] Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::uint64_t seed,
-                                    std::int32_t steps, double skew);
+                                    std::int32_t steps, const TraceLogits& of);
 
 enum class TraceDetail : std::uint8_t { whole, steps, groups };
 
