@@ -5,16 +5,17 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <functional>
 #include <numeric>
+#include <thread>
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <shunt/core/error.h>
 #include <shunt/core/host.h>
-#include <shunt/core/random.h>
+#include <shunt/routing/gate_network.h>
 
 #include "result_files.h"
+#include "routing_choice.h"
 #include "routing_moves.h"
 
 namespace shunt::bench {
@@ -22,10 +23,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::int64_t kFewestIterations = 3;
-
-std::size_t at(std::int64_t i) {
-  return static_cast<std::size_t>(i);
-}
+constexpr std::int32_t kMostThreads = 1024;
 
 template <class... Args>
 [[noreturn]] void refuse(fmt::format_string<Args...> text, Args&&... args) {
@@ -35,9 +33,12 @@ template <class... Args>
 /// One implementation while it is timed.
 struct Contestant {
   RoutingRow row;
-  std::function<RoutingMoves::Took()> run;  ///< Fills `combine_ms` only where there are halves
+  RoutingRunner runner;
   std::vector<double> ms{}, pack_ms{}, combine_ms{};
 };
+
+/// The threads of libtorch look for work for some milliseconds before they sleep, on cores that others need.
+constexpr auto kSettling = std::chrono::milliseconds(20);
 
 double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -50,7 +51,8 @@ void time_all(const RoutingPoint& point, std::vector<Contestant>& all) {
   for (std::int64_t i = -point.warmup; i < point.iterations; ++i) {
     if (i == 0) timed_from = Clock::now();
     for (Contestant& one : all) {
-      const RoutingMoves::Took took = one.run();
+      const RoutingTook took = one.runner.run();
+      if (one.row.impl == "torch" && point.threads > 1) std::this_thread::sleep_for(kSettling);
       if (i < 0) continue;
       one.ms.push_back(took.pack_ms + took.combine_ms);
       one.pack_ms.push_back(took.pack_ms);
@@ -65,103 +67,15 @@ void time_all(const RoutingPoint& point, std::vector<Contestant>& all) {
   for (Contestant& one : all) one.row.ms = summarize(one.ms);
 }
 
-/// Logits [T, E], normal.
-std::vector<float> make_logits(const RoutingPoint& point) {
-  std::vector<float> logits(at(point.tokens * point.num_experts));
-  for (std::int64_t t = 0; t < point.tokens; ++t) {
-    Random random(point.seed, static_cast<std::uint64_t>(t) + (std::uint64_t{1} << 40));
-    for (std::int64_t e = 0; e < point.num_experts; ++e)
-      logits[at(t * point.num_experts + e)] = static_cast<float>(point.logit_deviation * random.normal());
-  }
-  return logits;
-}
-
-/// Top-k and softmax over the chosen of logits in the point's dtype.
-class TopKWork {
- public:
-  explicit TopKWork(const RoutingPoint& point)
-      : point_(point),
-        logits_(point.tokens * point.num_experts * dtype_bytes(point.dtype)),
-        ids_(at(point.tokens * point.top_k)),
-        weights_(ids_.size()) {
-    const std::vector<float> values = make_logits(point);
-    for (std::size_t i = 0; i < values.size(); ++i)
-      store_element(point.dtype, logits_.data(), static_cast<std::int64_t>(i), values[i]);
-  }
-
-  RoutingMoves::Took run(const PackKernels& kernels) {
-    const auto start = Clock::now();
-    const std::int64_t k = point_.top_k;
-    kernels.top_k({.logits = logits_.data(),
-                   .dtype = point_.dtype,
-                   .num_tokens = point_.tokens,
-                   .num_experts = point_.num_experts,
-                   .top_k = point_.top_k,
-                   .ids = ids_.data(),
-                   .values = weights_.data()});
-    for (std::int64_t t = 0; t < point_.tokens; ++t) {
-      float* of = weights_.data() + t * k;
-      const float largest = of[0];
-      float sum = 0;
-      for (std::int64_t i = 0; i < k; ++i) sum += of[i] = std::exp(of[i] - largest);
-      for (std::int64_t i = 0; i < k; ++i) of[i] /= sum;
-    }
-    return {std::chrono::duration<double, std::milli>(Clock::now() - start).count(), 0};
-  }
-
-  void spoil() {
-    std::fill(ids_.begin(), ids_.end(), -2);
-    std::fill(weights_.begin(), weights_.end(), std::nanf(""));
-  }
-
-  /// By a stable sort of every token, in double.
-  [[nodiscard]] std::string check() const {
-    std::vector<std::int32_t> order(at(point_.num_experts));
-    std::vector<double> z(order.size());
-    for (std::int64_t t = 0; t < point_.tokens; ++t) {
-      for (std::int64_t e = 0; e < point_.num_experts; ++e)
-        z[at(e)] =
-            static_cast<double>(load_element(point_.dtype, logits_.data(), t * point_.num_experts + e));
-      std::iota(order.begin(), order.end(), 0);
-      std::partial_sort(order.begin(), order.begin() + point_.top_k, order.end(),
-                        [&z](std::int32_t a, std::int32_t b) {
-                          return z[at(a)] != z[at(b)] ? z[at(a)] > z[at(b)] : a < b;
-                        });
-      double sum = 0;
-      for (std::int64_t k = 0; k < point_.top_k; ++k) sum += std::exp(z[at(order[at(k)])] - z[at(order[0])]);
-      for (std::int64_t k = 0; k < point_.top_k; ++k) {
-        const std::int32_t expert = order[at(k)];
-        const auto i = at(t * point_.top_k + k);
-        if (ids_[i] != expert)
-          return fmt::format("choice {} of token {} is expert {}, not {}", k, t, ids_[i], expert);
-        const double weight = std::exp(z[at(expert)] - z[at(order[0])]) / sum;
-        if (!(std::abs(static_cast<double>(weights_[i]) - weight) <= 1e-5 * weight + 1e-30))
-          return fmt::format("weight {} of token {} is {}, not {}", k, t, weights_[i], weight);
-      }
-    }
-    return {};
-  }
-
-  [[nodiscard]] GateOutput<float> output() const {
-    return {point_.tokens, point_.num_experts, point_.top_k, ids_, weights_};
-  }
-
- private:
-  const RoutingPoint& point_;
-  Lines logits_;
-  std::vector<std::int32_t> ids_;
-  std::vector<float> weights_;
-};
-
 template <class Work>
 std::vector<Contestant> contestants(const RoutingPoint& point, Work& work) {
   std::vector<Contestant> all;
   for (const std::string& impl : point.impls) {
-    const PackKernels& kernels = impl_kernels(impl);
     Contestant one;
+    one.runner = work.runner(impl);
     one.row.impl = impl;
-    one.row.isa = isa_name(kernels.isa);
-    one.run = [&work, &kernels] { return work.run(kernels); };
+    one.row.isa = one.runner.isa;
+    one.row.written = one.runner.written;
     all.push_back(std::move(one));
   }
   return all;
@@ -172,8 +86,8 @@ template <class Work>
 void check_all(std::vector<Contestant>& all, Work& work, RoutingResult& result) {
   for (Contestant& one : all) {
     work.spoil();
-    (void)one.run();
-    one.row.reason = work.check();
+    (void)one.runner.run();
+    one.row.reason = one.runner.check();
     one.row.correct = one.row.reason.empty();
     result.failed = result.failed || !one.row.correct;
     result.rows.push_back(one.row);
@@ -192,10 +106,10 @@ void check_memory(const RoutingPoint& point) {
                             point.tokens, point.hidden, point.top_k, needed, free));
 }
 
-RoutingResult measure_topk(const RoutingPoint& point) {
+RoutingResult measure_topk(const RoutingPoint& point, Team& team) {
   RoutingResult result;
   result.point = point;
-  TopKWork work(point);
+  TopKWork work(point, team);
   std::vector<Contestant> all = contestants(point, work);
   time_all(point, all);
   check_all(all, work, result);
@@ -208,25 +122,11 @@ RoutingResult measure_topk(const RoutingPoint& point) {
   return result;
 }
 
-GateOutput<float> make_choice(const RoutingPoint& point) {
-  const std::vector<float> logits = make_logits(point);
-  GateConfig gate = make_gate(point.gate, point.num_experts, point.top_k);
-  gate.seed = point.seed;
-  GateInput<float> input{.logits = {logits.data(), point.tokens, point.num_experts}};
-  std::vector<std::int64_t> tokens;
-  if (gate.selection == Selection::hash) {
-    tokens.resize(at(point.tokens));
-    std::iota(tokens.begin(), tokens.end(), 0);
-    input.token_ids = tokens;
-  }
-  return gate_forward(gate, input);
-}
-
-RoutingResult measure_moves(const RoutingPoint& asked) {
+RoutingResult measure_moves(const RoutingPoint& asked, Team& team) {
   RoutingResult result;
   result.point = asked;
   RoutingPoint& point = result.point;
-  const GateOutput<float> chosen = make_choice(point);
+  const GateOutput<float> chosen = make_choice(point, team, result.router_ms);
   // Expert choice makes rows as wide as the most chosen token needs.
   point.top_k = chosen.top_k;
   check_memory(point);
@@ -252,12 +152,12 @@ RoutingResult measure_moves(const RoutingPoint& asked) {
   result.token_drop_rate = plan.token_drop_rate();
   result.used_capacity = plan.used_capacity();
 
-  RoutingMoves work(point, chosen, plan, result.capacity);
+  RoutingMoves work(point, chosen, plan, result.capacity, team);
   std::vector<Contestant> all = contestants(point, work);
   Contestant copy;
   copy.row.impl = "copy";
   copy.row.isa = isa_name(pack_kernels().isa);
-  copy.run = [&work] { return RoutingMoves::Took{work.copy(), 0}; };
+  copy.runner.run = [&work] { return RoutingTook{work.copy(), 0}; };
   all.push_back(std::move(copy));
   time_all(point, all);
   for (Contestant& one : all) {
@@ -276,7 +176,8 @@ RoutingResult measure_moves(const RoutingPoint& asked) {
 
 std::int64_t RoutingResult::bytes_per_token_strict() const {
   if (point.work == RoutingWork::topk) return 0;
-  return (2 + 2 * std::int64_t{point.top_k}) * point.hidden * dtype_bytes(point.dtype);
+  const std::int64_t half = (1 + std::int64_t{point.top_k}) * point.hidden * dtype_bytes(point.dtype);
+  return point.work == RoutingWork::pack_only || point.work == RoutingWork::combine_only ? half : 2 * half;
 }
 
 std::int64_t RoutingResult::strict_bytes() const {
@@ -285,18 +186,21 @@ std::int64_t RoutingResult::strict_bytes() const {
 
 std::int64_t RoutingResult::kept_bytes() const {
   if (point.work == RoutingWork::topk) return 0;
-  return (kept_tokens + 2 * kept + point.tokens) * point.hidden * dtype_bytes(point.dtype);
+  std::int64_t moved = 0;
+  if (point.work != RoutingWork::combine_only) moved += kept_tokens + kept;
+  if (point.work != RoutingWork::pack_only) moved += kept + point.tokens;
+  return moved * point.hidden * dtype_bytes(point.dtype);
 }
 
-const PackKernels& impl_kernels(const std::string& impl) {
-  if (impl == "scalar") return pack_kernels(Isa::scalar);
-  if (impl == "simd") return pack_kernels();
-  if (impl == "cuda" || impl == "torch")
-    throw Error(Errc::unavailable,
-                fmt::format("--impl {}: this benchmark has scalar and simd so far; shunt bench pack measures "
-                            "GPUs, benchmarks/peers/torch_pack.py PyTorch",
-                            impl));
-  refuse("--impl: \"{}\" is not known; allowed: scalar, simd", impl);
+double RoutingResult::speedup_over(const std::string& impl, const RoutingRow& row) const {
+  for (const RoutingRow& other : rows)
+    if (other.impl == impl && row.ms.mean > 0) return other.ms.mean / row.ms.mean;
+  return 0;
+}
+
+const std::vector<std::string>& impl_names() {
+  static const std::vector<std::string> names{"scalar", "simd", "torch"};
+  return names;
 }
 
 void check_point(const RoutingPoint& point) {
@@ -306,8 +210,24 @@ void check_point(const RoutingPoint& point) {
     refuse("--dtype is {}; allowed: float16, bfloat16, float32", dtype_name(point.dtype));
   if (point.iterations < 1 || point.warmup < 0)
     refuse("--iters is {}, --warmup {}; allowed: at least 1 and 0", point.iterations, point.warmup);
-  if (point.impls.empty()) refuse("--impl names nothing; allowed: scalar, simd");
-  for (const std::string& impl : point.impls) (void)impl_kernels(impl);
+  const std::vector<std::string>& known = impl_names();
+  if (point.impls.empty()) refuse("--impl names nothing; allowed: {}", fmt::join(known, ", "));
+  for (const std::string& impl : point.impls) {
+    if (std::count(known.begin(), known.end(), impl) == 0)
+      refuse("--impl: \"{}\" is not known; allowed: {}", impl, fmt::join(known, ", "));
+    if (impl == "torch") (void)torch_plugin();
+  }
+  if (point.threads < 0 || point.threads > kMostThreads)
+    refuse("--threads is {}; allowed: 1 to {}", point.threads, kMostThreads);
+  if (!point.router.empty()) (void)parse_gate_arch(point.router);
+  if (!(point.temperature > 0 && std::isfinite(point.temperature)))
+    refuse("--temperature is {}; allowed: numbers above 0", point.temperature);
+  if (!(point.jitter >= 0 && point.jitter < 1))
+    refuse("--jitter is {}; allowed: 0 to less than 1", point.jitter);
+  if (point.jitter > 0 && point.router.empty())
+    refuse("--jitter is of what the router reads; give --router-arch too");
+  if (!(point.noise >= 0 && std::isfinite(point.noise)))
+    refuse("--noise is {}; allowed: 0 or more", point.noise);
   (void)make_gate(point.gate, point.num_experts, point.top_k);
   if (point.work == RoutingWork::topk && point.gate != "softk")
     refuse("--gate {}: the top-k benchmark is of softk", point.gate);
@@ -320,10 +240,13 @@ void check_point(const RoutingPoint& point) {
     refuse("--num-tokens {} times --top-k {} is more than {} choices", point.tokens, point.top_k, kMost);
 }
 
-RoutingResult measure_point(const RoutingPoint& point) {
-  check_point(point);
-  check_memory(point);
-  return point.work == RoutingWork::topk ? measure_topk(point) : measure_moves(point);
+RoutingResult measure_point(const RoutingPoint& asked) {
+  check_point(asked);
+  check_memory(asked);
+  RoutingPoint point = asked;
+  if (point.threads == 0) point.threads = available_cores();
+  Team team(point.threads);
+  return point.work == RoutingWork::topk ? measure_topk(point, team) : measure_moves(point, team);
 }
 
 RoutingBenchReport run_routing_bench(const RoutingBenchOptions& options,

@@ -30,24 +30,43 @@ std::string head(const RoutingResult& result) {
   const bool topk = p.work == RoutingWork::topk;
   std::string text =
       fmt::format("# shunt {} ({}) bench {}\n", version(), git_revision(), routing_work_name(p.work));
-  text += fmt::format("# one core of {}; {} tokens, {}{} experts, top-{}, {}; seed {}\n",
+  text += fmt::format("# {} of {}; {} tokens, {}{} experts, top-{}, {}; seed {}\n",
+                      p.threads == 1 ? std::string("one core") : fmt::format("{} threads", p.threads),
                       read_host_info().cpu_model, p.tokens, topk ? "" : fmt::format("hidden {}, ", p.hidden),
                       p.num_experts, p.top_k, dtype_name(p.dtype), p.seed);
   if (!topk)
     text += fmt::format(
-        "# strict: (2 + 2k) hidden bytes = {} per token; kept: what is moved without the dropped; copy: "
+        "# strict: {} hidden elements = {} bytes per token; kept: what is moved without the dropped; copy: "
         "strict bytes copied in one piece\n",
+        p.work == RoutingWork::pack_only || p.work == RoutingWork::combine_only ? "1 + k" : "2 + 2k",
         result.bytes_per_token_strict());
+  if (!p.router.empty())
+    text += fmt::format(
+        "# router {} made the logits of normal tokens in {:.3f} ms, run once; jitter {}, noise {}\n",
+        p.router, result.router_ms, p.jitter, p.noise);
   text += fmt::format("# load_cv {:.6f} of all choices, max/mean {:.4f}; gate_entropy {:.6f}\n",
                       result.load.cv, result.load.max_over_mean, result.gate.entropy);
   return text;
 }
 
+/// How libtorch did it, and how far ahead of it the others are.
+std::string torch_lines(const RoutingResult& result) {
+  std::string text;
+  for (const RoutingRow& row : result.rows) {
+    if (row.impl == "torch")
+      text += fmt::format("# torch: {}\n", row.written);
+    else if (row.impl != "copy" && result.speedup_over("torch", row) > 0)
+      text +=
+          fmt::format("# {} is {:.2f} times as fast as torch\n", row.impl, result.speedup_over("torch", row));
+  }
+  return text;
+}
+
 std::string topk_lines(const RoutingResult& result) {
-  std::string text = fmt::format("{:<8} {:<8} {:>10} {:>9} {:>10} {:>10} {:>10} {:>8} {:>11}\n", "impl",
+  std::string text = fmt::format("{:<8} {:<12} {:>10} {:>9} {:>10} {:>10} {:>10} {:>8} {:>11}\n", "impl",
                                  "kernels", "avg ms", "std", "median", "p99", "min", "samples", "Mtokens/s");
   for (const RoutingRow& row : result.rows) {
-    text += fmt::format("{:<8} {:<8} {:>10.3f} {:>9.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>8} {:>11.3f}\n",
+    text += fmt::format("{:<8} {:<12} {:>10.3f} {:>9.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>8} {:>11.3f}\n",
                         row.impl, row.isa, row.ms.mean, row.ms.stddev, row.ms.median, row.ms.p99, row.ms.min,
                         row.ms.count, tokens_per_s(result, row) / 1e6);
   }
@@ -55,7 +74,7 @@ std::string topk_lines(const RoutingResult& result) {
 }
 
 std::string moves_header() {
-  return fmt::format("{:<8} {:<8} {:>10} {:>9} {:>10} {:>10} {:>10} {:>8} {:>10} {:>9} {:>9} {:>9} {:>6}\n",
+  return fmt::format("{:<8} {:<12} {:>10} {:>9} {:>10} {:>10} {:>10} {:>8} {:>10} {:>9} {:>9} {:>9} {:>6}\n",
                      "impl", "kernels", "avg ms", "std", "median", "pack ms", "comb. ms", "samples",
                      "Mtokens/s", "GiB/s", "GB/s", "kept GB/s", "copy");
 }
@@ -66,10 +85,10 @@ std::string moves_lines(const RoutingResult& result) {
     const bool copy = row.impl == "copy";
     const double strict = rate(result.strict_bytes(), row);
     const auto only_moves = [copy](double value) {
-      return copy ? std::string("-") : fmt::format("{:.3f}", value);
+      return copy || !(value > 0) ? std::string("-") : fmt::format("{:.3f}", value);
     };
     text += fmt::format(
-        "{:<8} {:<8} {:>10.3f} {:>9.3f} {:>10.3f} {:>10} {:>10} {:>8} {:>10} {:>9.2f} {:>9.2f} {:>9} "
+        "{:<8} {:<12} {:>10.3f} {:>9.3f} {:>10.3f} {:>10} {:>10} {:>8} {:>10} {:>9.2f} {:>9.2f} {:>9} "
         "{:>5.0f}%\n",
         row.impl, row.isa, row.ms.mean, row.ms.stddev, row.ms.median, only_moves(row.pack_ms),
         only_moves(row.combine_ms), row.ms.count, only_moves(tokens_per_s(result, row) / 1e6), strict / kGiB,
@@ -79,10 +98,39 @@ std::string moves_lines(const RoutingResult& result) {
   return text;
 }
 
+/// As the old benchmarks called their records, without the name of the implementation.
+std::string old_name(RoutingWork work) {
+  switch (work) {
+    case RoutingWork::topk:
+      return "topk";
+    case RoutingWork::routing:
+      return "routing_identity";
+    case RoutingWork::capacity:
+      return "pack_capacity";
+    case RoutingWork::pack_only:
+      return "pack_only";
+    case RoutingWork::combine_only:
+      return "combine_only";
+  }
+  return "unknown";
+}
+
 }  // namespace
 
 std::string routing_work_name(RoutingWork work) {
-  return work == RoutingWork::topk ? "topk" : work == RoutingWork::routing ? "routing" : "capacity";
+  switch (work) {
+    case RoutingWork::topk:
+      return "topk";
+    case RoutingWork::routing:
+      return "routing";
+    case RoutingWork::capacity:
+      return "capacity";
+    case RoutingWork::pack_only:
+      return "pack-only";
+    case RoutingWork::combine_only:
+      return "combine";
+  }
+  return "unknown";
 }
 
 std::string format_routing_table(const std::vector<RoutingResult>& results) {
@@ -98,6 +146,7 @@ std::string format_routing_table(const std::vector<RoutingResult>& results) {
           result.point.capacity_factor, result.capacity, result.avg_drop_rate, result.token_drop_rate,
           result.kept_load.cv, result.used_capacity);
     text += work == RoutingWork::topk ? topk_lines(result) : moves_lines(result);
+    text += torch_lines(result);
     for (const RoutingRow& row : result.rows)
       if (!row.correct) text += fmt::format("# wrong: {}: {}\n", row.impl, row.reason);
   }
@@ -110,11 +159,10 @@ std::vector<Record> routing_records(const RoutingResult& result) {
   for (const RoutingRow& row : result.rows) {
     Record record("result");
     record.set("bench", routing_work_name(p.work))
-        .set("name", p.work == RoutingWork::topk      ? "topk"
-                     : p.work == RoutingWork::routing ? "routing_identity"
-                                                      : "pack_capacity")
+        .set("name", old_name(p.work))
         .set("impl", row.impl)
         .set("isa", row.isa)
+        .set("written", row.written)
         .set("device", "cpu")
         .set("status", row.correct ? "ok" : "failed")
         .set("reason", row.reason)
@@ -124,6 +172,7 @@ std::vector<Record> routing_records(const RoutingResult& result) {
         .set("top_k", std::int64_t{p.top_k})
         .set("dtype", dtype_name(p.dtype))
         .set("gate", p.gate)
+        .set("threads", std::int64_t{p.threads})
         .set("seed", static_cast<std::int64_t>(p.seed))
         .set("warmup", p.warmup)
         .set("iters", row.ms.count)
@@ -155,8 +204,15 @@ std::vector<Record> routing_records(const RoutingResult& result) {
           .set("bw_GBps_strict", rate(result.strict_bytes(), row) / 1e9)
           .set("bw_GiBps_kept", kept / kGiB)
           .set("bw_GBps_kept", kept / 1e9)
-          .set("share_of_copy", copy_share(result, row));
+          .set("share_of_copy", copy_share(result, row))
+          .set("router_arch", p.router)
+          .set("temperature", p.temperature)
+          .set("jitter", p.jitter)
+          .set("noise", p.noise)
+          .set("router_ms", result.router_ms);
     }
+    if (const double ahead = result.speedup_over("torch", row); ahead > 0)
+      record.set("speedup_over_torch", ahead);
     if (p.work == RoutingWork::capacity)
       record.set("capacity_factor", p.capacity_factor)
           .set("capacity", result.capacity)

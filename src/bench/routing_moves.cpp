@@ -1,5 +1,7 @@
 #include "routing_moves.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -15,11 +17,13 @@
 namespace shunt::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 /// Token rows that differ in every element; the others repeat them but for their first elements.
 constexpr std::int64_t kDistinctRows = 61;
 /// Tokens whose rows and sums are compared.
 constexpr std::int64_t kCheckedTokens = 512;
+/// From here on huge pages, of this size, save time.
+constexpr std::int64_t kHuge = std::int64_t{4} << 20;
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
 /// Of the L3 that many cores share, one rarely has more.
 constexpr std::int64_t kMostCached = std::int64_t{32} << 20;
 
@@ -27,7 +31,7 @@ std::size_t at(std::int64_t i) {
   return static_cast<std::size_t>(i);
 }
 
-double milliseconds(Clock::time_point from, Clock::time_point to) {
+double milliseconds(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
@@ -51,12 +55,19 @@ void fill_tokens(const RoutingPoint& point, std::byte* to) {
 }  // namespace
 
 Lines::Lines(std::int64_t bytes)
-    : size_(bytes),
-      data_(static_cast<std::byte*>(
-          ::operator new (at(std::max<std::int64_t>(bytes, 1)), std::align_val_t{64}, std::nothrow))) {
+    : size_(bytes), data_(nullptr, {std::align_val_t{bytes < kHuge ? 64 : kHugePage}}) {
+  const std::align_val_t alignment = data_.get_deleter().alignment;
+  data_.reset(
+      static_cast<std::byte*>(::operator new(at(std::max<std::int64_t>(bytes, 1)), alignment, std::nothrow)));
   if (data_ == nullptr)
     throw Error(Errc::out_of_memory, fmt::format("{} bytes could not be allocated", bytes));
+  // Rows that lie anywhere need a translation each. Where the system refuses, small pages do.
+  if (bytes >= kHuge) (void)madvise(data_.get(), at(bytes), MADV_HUGEPAGE);
   std::memset(data_.get(), 0, at(bytes));
+}
+
+const PackKernels& impl_kernels(const std::string& impl) {
+  return impl == "scalar" ? pack_kernels(Isa::scalar) : pack_kernels();
 }
 
 std::int64_t RoutingMoves::memory_bytes(const RoutingPoint& point) {
@@ -64,24 +75,29 @@ std::int64_t RoutingMoves::memory_bytes(const RoutingPoint& point) {
 }
 
 RoutingMoves::RoutingMoves(const RoutingPoint& point, const GateOutput<float>& gate, const CapacityPlan& plan,
-                           std::int64_t capacity)
+                           std::int64_t capacity, Team& team)
     : point_(point),
       gate_(gate),
       plan_(plan),
+      team_(team),
       capacity_(capacity),
       k_(gate.top_k),
       row_bytes_(point.hidden * dtype_bytes(point.dtype)),
+      packs_(point.work != RoutingWork::combine_only),
+      sums_(point.work != RoutingWork::pack_only),
       streaming_(k_ * point.tokens * row_bytes_ > std::min(read_host_info().l3_bytes / 4, kMostCached)),
       weights_(point.weighted ? apply_drops(gate, plan, point.renormalise).weights
                               : std::vector<float>(gate.weights.size(), 1.0F)),
       tokens_(point.tokens * row_bytes_),
       rows_(k_ * point.tokens * row_bytes_),
       out_(point.tokens * row_bytes_),
-      sum_(row_bytes_),
       next_(at(point.num_experts) + 1),
-      positions_(at(point.tokens * k_)),
-      summed_(at(k_)) {
+      positions_(at(point.tokens * k_)) {
+  for (std::int32_t part = 0; part < team.size(); ++part) summed_.emplace_back(at(2 * k_));
   fill_tokens(point, tokens_.data());
+  if (packs_) return;
+  place();
+  pack<false>(pack_kernels(Isa::scalar), 0, point_.tokens);
 }
 
 /// The row of every selection: count, prefix, number; first come, first served.
@@ -106,9 +122,9 @@ void RoutingMoves::place() {
 }
 
 template <bool Streaming>
-void RoutingMoves::pack(const PackKernels& kernels) {
-  const std::int32_t* position = positions_.data();
-  for (std::int64_t t = 0; t < point_.tokens; ++t) {
+void RoutingMoves::pack(const PackKernels& kernels, std::int64_t from_token, std::int64_t to_token) {
+  const std::int32_t* position = positions_.data() + from_token * k_;
+  for (std::int64_t t = from_token; t < to_token; ++t) {
     const std::byte* from = tokens_.data() + t * row_bytes_;
     for (std::int64_t k = 0; k < k_; ++k) {
       const std::int64_t row = *position++;
@@ -123,65 +139,155 @@ void RoutingMoves::pack(const PackKernels& kernels) {
 }
 
 template <bool Streaming>
-void RoutingMoves::combine(const PackKernels& kernels) {
-  const std::int64_t selections = point_.tokens * k_;
-  for (std::int64_t t = 0; t < point_.tokens; ++t) {
+void RoutingMoves::combine(const PackKernels& kernels, std::vector<const void*>& rows,
+                           std::int64_t from_token, std::int64_t to_token) {
+  // The rows of a token and, behind them, those of the next, which lie anywhere.
+  const auto find = [&](std::int64_t t, std::int64_t slot) {
     for (std::int64_t k = 0; k < k_; ++k) {
-      const std::int64_t row = positions_[at(t * k_ + k)];
-      summed_[at(k)] = row < 0 ? nullptr : rows_.data() + row * row_bytes_;
-      // Rows of the next token lie anywhere.
-      const std::int64_t later = t * k_ + k_ + k;
-      if (later < selections && positions_[at(later)] >= 0)
-        prefetch_to_read(rows_.data() + positions_[at(later)] * row_bytes_);
+      const std::int64_t row = t < to_token ? positions_[at(t * k_ + k)] : -1;
+      rows[at(slot * k_ + k)] = row < 0 ? nullptr : rows_.data() + row * row_bytes_;
     }
-    std::byte* out = out_.data() + t * row_bytes_;
-    kernels.weighted_sum({.rows = summed_.data(),
+  };
+  find(from_token, 0);
+  for (std::int64_t t = from_token; t < to_token; ++t) {
+    find(t + 1, 1);
+    for (std::int64_t k = k_; !Streaming && k < 2 * k_; ++k)
+      if (rows[at(k)] != nullptr) prefetch_to_read(rows[at(k)]);
+    kernels.weighted_sum({.rows = rows.data(),
                           .weights = weights_.data() + t * k_,
                           .num_rows = k_,
                           .hidden = point_.hidden,
                           .row_dtype = point_.dtype,
                           .out_dtype = point_.dtype,
-                          .out = Streaming ? sum_.data() : out});
-    // A sum that is written line by line would first be read from memory; the one in the cache is written past it.
-    if constexpr (Streaming) kernels.copy_streaming(out, sum_.data(), row_bytes_);
+                          .out = out_.data() + t * row_bytes_,
+                          .streaming = Streaming,
+                          .next_rows = rows.data() + k_});
+    std::copy_n(rows.begin() + k_, k_, rows.begin());
   }
   if constexpr (Streaming) store_fence();
 }
 
-RoutingMoves::Took RoutingMoves::run(const PackKernels& kernels) {
+RoutingTook RoutingMoves::halves(Clock::time_point start, Clock::time_point packed) const {
+  return {packs_ ? milliseconds(start, packed) : 0, sums_ ? milliseconds(packed, Clock::now()) : 0};
+}
+
+RoutingTook RoutingMoves::run(const PackKernels& kernels) {
   const auto start = Clock::now();
-  place();
   const bool streaming = streaming_ && kernels.isa != Isa::scalar;
-  if (streaming)
-    pack<true>(kernels);
-  else
-    pack<false>(kernels);
+  if (packs_) {
+    place();
+    team_.share(point_.tokens, [&](std::int32_t /*part*/, std::int64_t from, std::int64_t to) {
+      if (streaming)
+        pack<true>(kernels, from, to);
+      else
+        pack<false>(kernels, from, to);
+    });
+  }
   const auto packed = Clock::now();
-  if (streaming)
-    combine<true>(kernels);
-  else
-    combine<false>(kernels);
-  return {milliseconds(start, packed), milliseconds(packed, Clock::now())};
+  if (sums_) {
+    team_.share(point_.tokens, [&](std::int32_t part, std::int64_t from, std::int64_t to) {
+      if (streaming)
+        combine<true>(kernels, summed_[at(part)], from, to);
+      else
+        combine<false>(kernels, summed_[at(part)], from, to);
+    });
+  }
+  return halves(start, packed);
+}
+
+RoutingTook RoutingMoves::run_torch() {
+  const auto step = [this](std::int32_t which) {
+    if (const char* said = torch_->run(which); said != nullptr)
+      throw Error(Errc::internal, fmt::format("--impl torch: libtorch says: {}", said));
+  };
+  const auto start = Clock::now();
+  if (packs_) step(TorchMovesWork::kPack);
+  const auto packed = Clock::now();
+  if (sums_) step(TorchMovesWork::kCombine);
+  return halves(start, packed);
+}
+
+void RoutingMoves::read_torch_positions() {
+  std::int64_t count = 0;
+  const std::int64_t* choices = torch_->choices(count);
+  std::fill(positions_.begin(), positions_.end(), -1);
+  for (std::int64_t row = 0; row < count; ++row)
+    positions_[at(choices[row])] = static_cast<std::int32_t>(row);
+}
+
+RoutingRunner RoutingMoves::runner(const std::string& impl) {
+  if (impl != "torch") {
+    const PackKernels& kernels = impl_kernels(impl);
+    return {.run = [this, &kernels] { return run(kernels); },
+            .check = [this] { return check(); },
+            .isa = isa_name(kernels.isa),
+            .written = {}};
+  }
+  const TorchTable& torch = torch_plugin();
+  const char* error = nullptr;
+  torch_.reset(torch.make_moves({.tokens = point_.tokens,
+                                 .hidden = point_.hidden,
+                                 .num_experts = point_.num_experts,
+                                 .top_k = static_cast<std::int32_t>(k_),
+                                 .dtype = point_.dtype,
+                                 .capacity = capacity_,
+                                 .x = tokens_.data(),
+                                 .ids = gate_.ids.data(),
+                                 .weights = point_.weighted ? weights_.data() : nullptr,
+                                 .rows = rows_.data(),
+                                 .out = out_.data(),
+                                 .threads = team_.size()},
+                                error));
+  if (torch_ == nullptr) throw Error(Errc::internal, fmt::format("--impl torch: libtorch says: {}", error));
+  std::string written = packs_ ? torch_->formulation(TorchMovesWork::kPack) : "";
+  if (sums_) written += (packs_ ? "; " : "") + std::string(torch_->formulation(TorchMovesWork::kCombine));
+  return {.run = [this] { return run_torch(); },
+          .check =
+              [this] {
+                if (packs_) read_torch_positions();
+                // Some of its ways round weights, products and every partial sum to the dtype.
+                return check(3 * static_cast<double>(k_) + 1);
+              },
+          .isa = fmt::format("torch {}", torch.version),
+          .written = std::move(written)};
 }
 
 double RoutingMoves::copy() {
   const PackKernels& kernels = pack_kernels();
   const auto start = Clock::now();
   const std::int64_t bytes = tokens_.size();
-  for (std::int64_t k = 0; k < k_; ++k)
-    kernels.copy_streaming(rows_.data() + k * bytes, tokens_.data(), bytes);
-  kernels.copy_streaming(out_.data(), rows_.data(), bytes);
-  store_fence();
+  team_.run([&](std::int32_t part) {
+    // Every piece is cut alike, so a thread reads what it wrote itself.
+    const auto piece = [&](std::byte* to, const std::byte* from, std::int64_t size) {
+      const std::int64_t begin = size * part / team_.size();
+      kernels.copy_streaming(to + begin, from + begin, size * (part + 1) / team_.size() - begin);
+    };
+    if (packs_ && sums_) {
+      for (std::int64_t k = 0; k < k_; ++k) piece(rows_.data() + k * bytes, tokens_.data(), bytes);
+      piece(out_.data(), rows_.data(), bytes);
+    } else {
+      // One half moves 1 + K times half as much.
+      for (std::int64_t i = 0; i <= k_; ++i) {
+        std::byte* row = rows_.data() + i * (bytes / 2);
+        if (packs_)
+          piece(row, tokens_.data() + i % 2 * (bytes / 2), bytes / 2);
+        else
+          piece(out_.data() + i % 2 * (bytes / 2), row, bytes / 2);
+      }
+    }
+    store_fence();
+  });
   return milliseconds(start, Clock::now());
 }
 
 void RoutingMoves::spoil() {
+  if (sums_) std::memset(out_.data(), 0xff, at(out_.size()));
+  if (!packs_) return;
   std::memset(rows_.data(), 0xff, at(rows_.size()));
-  std::memset(out_.data(), 0xff, at(out_.size()));
   std::fill(positions_.begin(), positions_.end(), -2);
 }
 
-std::string RoutingMoves::check() const {
+std::string RoutingMoves::check(double roundings) const {
   for (std::int64_t i = 0; i < point_.tokens * k_; ++i) {
     const std::int64_t place = plan_.places[at(i)];
     const std::int64_t expected = place < 0 ? -1 : plan_.starts[at(gate_.ids[at(i)])] + place;
@@ -191,8 +297,8 @@ std::string RoutingMoves::check() const {
   }
   const std::int64_t step = std::max<std::int64_t>(point_.tokens / kCheckedTokens, 1);
   for (std::int64_t token = 0; token < point_.tokens; token += step) {
-    std::string wrong = check_rows(token);
-    if (wrong.empty()) wrong = check_sum(token);
+    std::string wrong = packs_ ? check_rows(token) : "";
+    if (wrong.empty() && sums_) wrong = check_sum(token, roundings);
     if (!wrong.empty()) return wrong;
   }
   return {};
@@ -209,7 +315,7 @@ std::string RoutingMoves::check_rows(std::int64_t token) const {
 }
 
 /// The experts change nothing, so a sum is the token times the weights it has left. fp32 rounds K times, the output once.
-std::string RoutingMoves::check_sum(std::int64_t token) const {
+std::string RoutingMoves::check_sum(std::int64_t token, double roundings) const {
   double weight = 0;
   double magnitude = 0;
   for (std::int64_t k = 0; k < k_; ++k) {
@@ -220,12 +326,12 @@ std::string RoutingMoves::check_sum(std::int64_t token) const {
   const double half_place = point_.dtype == DType::f32   ? 0x1p-24
                             : point_.dtype == DType::f16 ? 0x1p-11
                                                          : 0x1p-8;
-  const double relative = 1.01 * half_place + static_cast<double>(k_) * 0x1p-24;
+  const double relative = 1.01 * roundings * half_place + static_cast<double>(k_) * 0x1p-24;
   for (std::int64_t h = 0; h < point_.hidden; ++h) {
     const auto x = static_cast<double>(load_element(point_.dtype, tokens_.data() + token * row_bytes_, h));
     const auto sum = static_cast<double>(load_element(point_.dtype, out_.data() + token * row_bytes_, h));
     // f16 counts in steps of 2^-24 where it is smallest.
-    if (!(std::abs(sum - x * weight) <= std::abs(x) * magnitude * relative + 0x1p-24))
+    if (!(std::abs(sum - x * weight) <= std::abs(x) * magnitude * relative + roundings * 0x1p-24))
       return fmt::format("element {} of the sum of token {} is {}, not {}", h, token, sum, x * weight);
   }
   return {};

@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
+#include <shunt/core/host.h>
 
 namespace shunt::bench {
 namespace {
@@ -150,7 +151,7 @@ std::string line_of(const RoutingResult& result, const RoutingRow& row) {
 
 std::vector<RoutingPoint> sweep_points(const SweepOptions& options) {
   const bool capacity = options.point.work == RoutingWork::capacity;
-  if (options.point.work == RoutingWork::topk) refuse("a sweep is of pack or of capacity");
+  if (!capacity && options.point.work != RoutingWork::routing) refuse("a sweep is of pack or of capacity");
   if (options.tokens.empty() || options.hidden.empty() || options.experts.empty() || options.top_k.empty() ||
       (capacity && options.capacity_factors.empty()))
     refuse("an axis of the sweep has no values");
@@ -169,6 +170,7 @@ std::vector<RoutingPoint> sweep_points(const SweepOptions& options) {
             point.num_experts = experts;
             point.top_k = k;
             point.capacity_factor = factor;
+            if (point.threads == 0) point.threads = available_cores();
             check_point(point);
             points.push_back(std::move(point));
           }
@@ -180,10 +182,10 @@ std::vector<RoutingPoint> sweep_points(const SweepOptions& options) {
 }
 
 std::string point_key(const RoutingPoint& p, const std::string& impl) {
-  std::string key =
-      fmt::format("{} {} tokens={} hidden={} experts={} topk={} dtype={} gate={} weighted={} seed={}",
-                  sweep_name(p.work), impl, p.tokens, p.hidden, p.num_experts, p.top_k, dtype_name(p.dtype),
-                  p.gate, p.weighted ? 1 : 0, p.seed);
+  std::string key = fmt::format(
+      "{} {} tokens={} hidden={} experts={} topk={} dtype={} gate={} weighted={} seed={} threads={}",
+      sweep_name(p.work), impl, p.tokens, p.hidden, p.num_experts, p.top_k, dtype_name(p.dtype), p.gate,
+      p.weighted ? 1 : 0, p.seed, p.threads);
   if (p.work == RoutingWork::capacity)
     key += fmt::format(" cf={} formula={} renorm={}", p.capacity_factor, static_cast<int>(p.formula),
                        static_cast<int>(p.renormalise));

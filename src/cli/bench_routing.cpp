@@ -51,7 +51,11 @@ void add_common(CLI::App& app, RoutingPoint& point, const std::string& seconds) 
   add_text(app, "--dtype", "Of tokens and rows, of logits with topk (default float16)",
            "float16|bfloat16|float32",
            [&point](const std::string&, const std::string& text) { point.dtype = parse_dtype(text); });
-  add_list(app, "--impl", "scalar, simd (default both, in turn in one run; sweeps simd)", point.impls);
+  add_list(
+      app, "--impl",
+      "scalar, simd, torch (libtorch, by a plugin), in turn in one run (default scalar,simd; sweeps simd)",
+      point.impls);
+  add_whole(app, "--threads", "Of every implementation (default as many as cores)", point.threads, 1, 1024);
   add_whole(app, "--seed", "Of tokens and logits (default 17)", point.seed, 0, INT64_MAX);
   add_whole(app, "--warmup", "Untimed iterations (default 10)", point.warmup, 0, 1'000'000);
   add_whole(app, "--iters,--iterations", "Timed iterations (default 100)", point.iterations, 1, 1'000'000);
@@ -67,6 +71,24 @@ void add_formula(CLI::App& app, RoutingPoint& point) {
            [&point](const std::string&, const std::string& text) {
              point.formula = parse_capacity_formula(text);
            });
+}
+
+/// What makes the choice.
+void add_gate(CLI::App& app, RoutingPoint& point) {
+  app.add_option("--gate", point.gate, "A gate of docs/routing.md (default softk)")->type_name("NAME");
+  app.add_option(
+         "--router-arch", point.router,
+         "Logits are what this network makes of normal tokens: linear, mlp, mlp-hadamard, cosine (default: "
+         "normal logits)")
+      ->type_name("NAME");
+  const auto number = [&app](const char* name, const char* help, double& value, double least, double most) {
+    add_text(app, name, help, "X", [&value, least, most](const std::string& option, const std::string& text) {
+      value = bench::parse_number(option, text, least, most);
+    });
+  };
+  number("--temperature", "Of the gate (default 1)", point.temperature, 1e-6, 1e6);
+  number("--jitter", "Factor in [1 - X, 1 + X) of what the router reads (default 0)", point.jitter, 0, 0.999);
+  number("--noise", "Deviation of normal noise on the logits (default 0)", point.noise, 0, 1e6);
 }
 
 struct TypedBench {
@@ -92,8 +114,7 @@ void add_bench(CLI::App& parent, const char* name, const char* help, RoutingWork
     add_factors(*app, typed->options.capacity_factors);
     add_formula(*app, point);
   }
-  if (work != RoutingWork::topk)
-    app->add_option("--gate", point.gate, "A gate of docs/routing.md (default softk)")->type_name("NAME");
+  if (work != RoutingWork::topk) add_gate(*app, point);
   add_common(*app, point, "20");
   app->add_option("--jsonl,--out", typed->options.jsonl, "Record file; never overwritten")->type_name("FILE");
   app->add_flag("--quiet", typed->quiet, "No progress bar");
@@ -167,12 +188,15 @@ void add_sweep_of(CLI::App& parent, RoutingWork work, const std::vector<std::str
 }  // namespace
 
 void add_bench_routing(CLI::App& parent, const std::vector<std::string>& arguments, Command& command) {
-  add_bench(parent, "topk", "Expert ids and softmax weights from logits, on one core, every result checked",
+  add_bench(parent, "topk", "Expert ids and softmax weights from logits, every result checked",
             RoutingWork::topk, arguments, command);
-  add_bench(parent, "routing",
-            "Pack by expert and combine, identity experts, on one core, every result checked",
+  add_bench(parent, "routing", "Pack by expert and combine, identity experts, every result checked",
             RoutingWork::routing, arguments, command);
-  add_bench(parent, "capacity", "The same with capacity factors, and what they drop", RoutingWork::capacity,
+  add_bench(parent, "pack-only", "The first half of routing: tokens into expert order",
+            RoutingWork::pack_only, arguments, command);
+  add_bench(parent, "combine", "The second half of routing: weighted sums of the rows of each token",
+            RoutingWork::combine_only, arguments, command);
+  add_bench(parent, "capacity", "Routing with capacity factors, and what they drop", RoutingWork::capacity,
             arguments, command);
 }
 

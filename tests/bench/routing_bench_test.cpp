@@ -13,6 +13,8 @@
 #include <shunt/core/error.h>
 
 #include "routing_moves.h"
+#include "team.h"
+#include "torch_plugin.h"
 
 namespace shunt::bench {
 namespace {
@@ -30,6 +32,9 @@ RoutingPoint small(RoutingWork work) {
   point.iterations = 4;
   return point;
 }
+
+constexpr RoutingWork kWorks[] = {RoutingWork::topk, RoutingWork::routing, RoutingWork::capacity,
+                                  RoutingWork::pack_only, RoutingWork::combine_only};
 
 class Folder {
  public:
@@ -64,10 +69,11 @@ std::string refusal(const std::function<void()>& body) {
 }
 
 TEST(RoutingBenchTest, BothImplementationsOfEveryWorkAreRight) {
-  for (const RoutingWork work : {RoutingWork::topk, RoutingWork::routing, RoutingWork::capacity}) {
+  for (const RoutingWork work : kWorks) {
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
       RoutingPoint point = small(work);
       point.dtype = dtype;
+      point.threads = dtype == DType::f32 ? 1 : 3;
       const RoutingResult result = measure_point(point);
       EXPECT_FALSE(result.failed);
       ASSERT_EQ(result.rows.size(), work == RoutingWork::topk ? 2U : 3U);
@@ -109,6 +115,83 @@ TEST(RoutingBenchTest, EveryGateCanBePacked) {
   }
 }
 
+TEST(RoutingBenchTest, LibtorchComputesTheSame) {
+  const std::string reason = torch_unavailable_reason();
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  for (const RoutingWork work : kWorks) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (const bool other : {false, true}) {  // ids of -1, rows added up, capacity
+        RoutingPoint point = small(work);
+        point.dtype = dtype;
+        point.impls = {"simd", "torch"};
+        if (other && work != RoutingWork::topk) point.gate = "expert-choice";
+        point.weighted = !other;
+        point.capacity_factor = 0.7;
+        point.threads = 2;
+        const RoutingResult result = measure_point(point);
+        const std::string where =
+            routing_work_name(work) + " " + dtype_name(dtype) + (other ? " expert-choice" : "");
+        ASSERT_GE(result.rows.size(), 2U);
+        EXPECT_TRUE(result.rows[0].correct) << where << ": simd: " << result.rows[0].reason;
+        EXPECT_TRUE(result.rows[1].correct) << where << ": torch: " << result.rows[1].reason;
+        EXPECT_NE(result.rows[1].written, "") << where;
+        EXPECT_GT(result.speedup_over("torch", result.rows[0]), 0) << where;
+      }
+    }
+  }
+}
+
+TEST(RoutingBenchTest, EveryRouterMakesAChoice) {
+  double entropy = 0;
+  for (const char* router : {"linear", "mlp", "mlp-hadamard", "cosine"}) {
+    RoutingPoint point = small(RoutingWork::routing);
+    point.router = router;
+    point.impls = {"simd"};
+    point.iterations = 1;
+    const RoutingResult plain = measure_point(point);
+    EXPECT_FALSE(plain.failed) << router << ": " << plain.rows[0].reason;
+    EXPECT_GT(plain.router_ms, 0) << router;
+    EXPECT_NE(plain.gate.entropy, entropy) << router << " is the network before it";
+    entropy = plain.gate.entropy;
+    point.threads = 3;  // the choice does not depend on them
+    EXPECT_EQ(measure_point(point).gate.entropy, entropy) << router;
+    point.jitter = 0.5;
+    EXPECT_NE(measure_point(point).gate.entropy, entropy) << router << ": jitter";
+    point.jitter = 0;
+    point.noise = 1;
+    EXPECT_NE(measure_point(point).gate.entropy, entropy) << router << ": noise";
+    point.noise = 0;
+    point.temperature = 4;
+    EXPECT_GT(measure_point(point).gate.entropy, entropy) << router << ": temperature";
+  }
+}
+
+TEST(RoutingBenchTest, HalvesCountHalfTheBytes) {
+  const RoutingResult pack = measure_point(small(RoutingWork::pack_only));
+  const RoutingResult combine = measure_point(small(RoutingWork::combine_only));
+  EXPECT_EQ(pack.bytes_per_token_strict(), (1 + 3) * 37 * 2);
+  EXPECT_EQ(combine.bytes_per_token_strict(), (1 + 3) * 37 * 2);
+  EXPECT_EQ(pack.kept_bytes(), pack.strict_bytes());
+  EXPECT_EQ(combine.kept_bytes(), combine.strict_bytes());
+  EXPECT_EQ(pack.rows[0].combine_ms, 0);
+  EXPECT_EQ(combine.rows[0].pack_ms, 0);
+  EXPECT_GT(pack.rows[0].pack_ms, 0);
+  EXPECT_GT(combine.rows[0].combine_ms, 0);
+}
+
+TEST(TeamTest, DoesEveryPartOfEveryCall) {
+  for (const std::int32_t size : {1, 2, 5}) {
+    Team team(size);
+    EXPECT_EQ(team.size(), size);
+    std::vector<std::int32_t> touched(97, 0);
+    for (int call = 0; call < 200; ++call)
+      team.share(97, [&touched](std::int32_t /*part*/, std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = from; i < to; ++i) ++touched[static_cast<std::size_t>(i)];
+      });
+    EXPECT_EQ(touched, std::vector<std::int32_t>(97, 200)) << size << " threads";
+  }
+}
+
 TEST(RoutingBenchTest, CountsBytesByBothFormulas) {
   RoutingPoint point = small(RoutingWork::capacity);
   point.capacity_factor = 0.5;
@@ -135,7 +218,8 @@ TEST(RoutingBenchTest, ChecksFindWhatIsWrong) {
     gate.weights.push_back(0.25F * static_cast<float>(i % 3));
   }
   const CapacityPlan plan = plan_capacity<float>(gate, {.mode = CapacityMode::dropless});
-  RoutingMoves moves(point, gate, plan, 0);
+  Team team(2);
+  RoutingMoves moves(point, gate, plan, 0, team);
   EXPECT_NE(moves.check(), "");  // nothing was packed yet
   (void)moves.run(pack_kernels());
   EXPECT_EQ(moves.check(), "");
@@ -144,7 +228,7 @@ TEST(RoutingBenchTest, ChecksFindWhatIsWrong) {
   // Another plan than the one that is packed.
   CapacityPlan other = plan;
   other.places[0] = -1;
-  RoutingMoves astray(point, gate, other, 0);
+  RoutingMoves astray(point, gate, other, 0, team);
   (void)astray.run(pack_kernels());
   EXPECT_EQ(astray.check(), "choice 0 of token 0 is in row 0, not -1");
 }
@@ -214,7 +298,16 @@ TEST(RoutingBenchTest, RefusesWhatCannotBe) {
             std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"fast"}; }).find("allowed: scalar, simd"),
             std::string::npos);
-  EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"torch"}; }).find("torch_pack.py"), std::string::npos);
+  if (!torch_unavailable_reason().empty()) {
+    EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"torch"}; }).find("install-dependencies torch"),
+              std::string::npos);
+  }
+  EXPECT_NE(asked([](RoutingPoint& p) { p.router = "line"; }).find("did you mean linear?"),
+            std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.jitter = 0.1; }).find("--router-arch"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.temperature = 0; }).find("--temperature"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.noise = -1; }).find("--noise"), std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) { p.threads = -1; }).find("--threads"), std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.dtype = DType::f8e4m3; }).find("--dtype"), std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.tokens = 1 << 29; }).find("more than"), std::string::npos);
 }

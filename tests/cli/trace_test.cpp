@@ -47,6 +47,18 @@ TEST_F(TraceTest, GatesMakeTracesToo) {
                                 "--gate", "deepseek-v3", "--skew", "1", "--out", path("gate.jsonl")});
   EXPECT_EQ(made.status, 0) << made.err;
   EXPECT_EQ(run_shunt({"trace", "stats", path("gate.jsonl")}).out, made.out);
+  const Ended routed = run_shunt({"trace",         "generate",
+                                  "--experts",     "32",
+                                  "--topk",        "4",
+                                  "--tokens",      "100",
+                                  "--gate",        "softk",
+                                  "--router-arch", "cosine",
+                                  "--hidden",      "32",
+                                  "--jitter",      "0.01",
+                                  "--noise",       "0.1",
+                                  "--temperature", "2",
+                                  "--out",         path("cosine.jsonl")});
+  EXPECT_EQ(routed.status, 0) << routed.err;
 }
 
 TEST_F(TraceTest, RefusesBadInputWithStatusTwo) {
@@ -109,7 +121,8 @@ TEST_F(TraceTest, RoutingBenchmarksAndSweepsRun) {
       {{"bench", "topk", "--top-k", "200"}, "outside [1, 128]"},
       {{"bench", "routing", "--gate", "softkk"}, "did you mean \"softk\"?"},
       {{"bench", "capacity", "--capacity-factors", "0"}, "--capacity-factors"},
-      {{"bench", "capacity", "--impl", "torch"}, "torch_pack.py"},
+      {{"bench", "capacity", "--impl", "fast"}, "allowed: scalar, simd, torch"},
+      {{"bench", "routing", "--jitter", "0.1"}, "--router-arch"},
       {{"sweep", "pack", "--experts", "0"}, "--experts"},
       {{"sweep"}, "subcommand"},
   };
