@@ -97,7 +97,7 @@ TEST(DescribeTraceTest, CountsByHand) {
 // Rows of expert choice are as wide as the most chosen token needs; capacity goes by the choices.
 TEST(TraceStatsTest, CapacityOfExpertChoiceGoesByItsChoices) {
   GateConfig gate = make_gate("expert-choice", 8, 2);
-  const Trace trace = make_gate_trace(gate, {.num_tokens = 64, .num_groups = 1}, 17, 1, 1.0);
+  const Trace trace = make_gate_trace(gate, {.num_tokens = 64, .num_groups = 1}, 17, 1, {.skew = 1});
   ASSERT_GT(trace.top_k, 2);
   const std::vector<double> factors = {0.25, 1};
   const auto loads = describe_trace(trace, TraceDetail::whole, factors);
@@ -110,7 +110,7 @@ TEST(TraceStatsTest, CapacityOfExpertChoiceGoesByItsChoices) {
 TEST(TraceStatsTest, RefusesWhatNoMemoryHolds) {
   const auto make = [](std::int32_t experts, std::int64_t tokens, std::int32_t steps) {
     (void)make_gate_trace(make_gate("softk", experts, 1), {.num_tokens = tokens, .num_groups = 1}, 17, steps,
-                          0);
+                          {});
   };
   expect_error(
       Errc::invalid_argument,
