@@ -18,6 +18,7 @@ import shunt
 
 torch = pytest.importorskip("torch")
 
+from shunt.compat import pplx_kernels  # noqa: E402
 from shunt.compat.pplx_kernels import nvshmem  # noqa: E402
 from shunt.compat.pplx_kernels.all_to_all import AllToAll  # noqa: E402
 
@@ -270,12 +271,59 @@ def test_wrong_use_is_named():
             ata.combine(out, ids, group.weights, x, None)
         with pytest.raises(shunt.InvalidArgumentError, match="must be tensors if"):
             ata.dispatch(counts, x, None, group.x, torch.zeros(3, 1), ids, None)
+        # What is refused has moved nothing, so each of these is repeated.
+        for wrong, text in (
+            ({"out_expert_x": x[:, :, :32]}, r"out_expert_x is \[2, 8, 32\]; at least \[2, 8, 64\]"),
+            ({"out_expert_x": x[:, :7]}, "out_expert_x is"),
+            ({"out_expert_x": x.float()}, "out_expert_x has elements of torch.float32; dp_x has torch.bfloat16"),
+            ({"out_expert_x": x.half()}, "out_expert_x has elements of torch.float16; dp_x has torch.bfloat16"),
+            ({"out_expert_num_tokens": counts[:1]}, "out_expert_num_tokens is"),
+            ({"do_send": False, "do_recv": False}, "at least one is needed"),
+        ):
+            given = {"out_expert_num_tokens": counts, "out_expert_x": x} | wrong
+            with pytest.raises(shunt.InvalidArgumentError, match=text):
+                ata.dispatch(out_expert_x_scale=None, dp_x=group.x, dp_x_scale=None, indices=ids, bound_m=None, **given)
         ata.dispatch(counts, x, None, group.x, None, ids, None)
-        with pytest.raises(shunt.InvalidArgumentError, match="expert_y is"):
-            ata.combine(out, ids, group.weights, x[:, :, :32], None)
+        for wrong, text in (
+            ({"expert_y": x[:, :, :32]}, "expert_y is"),
+            ({"expert_y": x.double()}, "expert_y has elements of torch.float64"),
+            ({"weights": group.weights.double()}, "weights has elements of torch.float64"),
+            ({"weights": group.weights[:, :1]}, "and weights"),
+            ({"out_tokens": out[:2]}, r"out_tokens is \[2, 64\]; at least \[3, 64\]"),
+            ({"out_tokens": out.double()}, "out_tokens has elements of torch.float64"),
+            ({"do_send": False, "do_recv": False}, "at least one is needed"),
+        ):
+            given = {"out_tokens": out, "weights": group.weights, "expert_y": x} | wrong
+            with pytest.raises(shunt.InvalidArgumentError, match=text):
+                ata.combine(indices=ids, bound_m=None, **given)
         ata.combine(out, ids, group.weights, x, None)
+        return out[:3].tolist() == group.reference(torch.bfloat16, 1.0).tolist()
+
+    assert shunt.run_ranks(rank, 2) == [True, True]
+
+
+@pytest.mark.parametrize("in_name", ["bfloat16", "float8_e4m3fn"])
+def test_compiled(in_name):
+    """With graph breaks where the calls are: they are no operators of PyTorch."""
+    if not hasattr(torch, "compile"):
+        pytest.skip(f"PyTorch {torch.__version__} has no torch.compile")
+    dtype = IN_DTYPES[in_name]
+    groups = groups_of(SMALL, dtype, 2)
+
+    def rank(world):
+        torch.set_num_threads(1)
+        ata = make(world, SMALL, 1, groups[0].x.element_size(), "intranode")
+        ata.dispatch = torch.compile(ata.dispatch, backend="eager")
+        ata.combine = torch.compile(ata.combine, backend="eager")
+        step(world, ata, SMALL, 1, groups, dtype, torch.bfloat16)
 
     shunt.run_ranks(rank, 2)
+
+
+def test_names_of_the_package():
+    names = [one for one in dir(nvshmem) if one.startswith("nvshmem_") and one != "nvshmem_malloc"]
+    assert [one for one in pplx_kernels.__all__ if one.startswith("nvshmem_")] == names
+    assert all(getattr(pplx_kernels, one) is getattr(nvshmem, one) for one in names)
 
 
 def test_nvshmem_helpers():

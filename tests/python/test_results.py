@@ -101,8 +101,9 @@ def test_options_of_the_benchmark():
     now = datetime(2026, 1, 2, 3, 4, 5)
     base = ["bench", "alltoall", "--dp-size", "2", "--in-dtype", "float16", "--out-dtype", "bfloat16"]
     assert bench_all_to_all.arguments_of(["--dp-size", "2", "--in-dtype", "float16", "--ranks", "4"], now) == [
-        *base, "--pplx-tsv", "data/2026-01-02_03-04-05_all_to_all.tsv", "--ranks", "4",
+        *base, "--pplx-tsv", "data/20260102_030405_all_to_all.tsv", "--ranks", "4",
     ]  # fmt: skip
+    assert bench_all_to_all.arguments_of([], now)[4:8] == ["--in-dtype", "float8_e4m3fn", "--out-dtype", "bfloat16"]
     given = ["--dp-size=2", "--in-dtype=float16", "--pplx-tsv=x.tsv"]
     assert bench_all_to_all.arguments_of(given, now) == [*base, "--pplx-tsv=x.tsv"]
 

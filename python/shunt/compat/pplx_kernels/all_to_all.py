@@ -14,6 +14,7 @@ from ._meeting import world_of
 
 _ELEMENTS = {1: "float8_e4m3fn", 2: "bfloat16", 4: "float32"}
 _SAME_BITS = {1: torch.uint8, 2: torch.int16}
+_RESULTS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -45,7 +46,9 @@ class AllToAll:
         self._has_scales = config.scale != "none"
         self._dispatching: _all_to_all.DispatchSent | None = None
         self._combining: _all_to_all.CombineSent | None = None
-        self._counts: list[int] = []
+        share, extra = divmod(config.num_experts, world.size)
+        self._local = share + (world.rank < extra)
+        self._counts = [0] * self._local
         self._tokens = 0
 
     @classmethod
@@ -159,11 +162,15 @@ class AllToAll:
         :param bound_m: [1]: only the first so many tokens count. Read at the send.
         """
         inner = self._get()
+        self._check_halves(do_send, do_recv)
         if (dp_x_scale is not None) != self._has_scales or (out_expert_x_scale is not None) != self._has_scales:
             raise InvalidArgumentError(
                 "pplx_kernels: dp_x_scale and out_expert_x_scale must be tensors if hidden_dim_scale_bytes is not 0, "
                 "else None"
             )
+        # All that is wrong is found before anything moves.
+        if do_recv:
+            self._check_destination(out_expert_num_tokens, out_expert_x, out_expert_x_scale, dp_x)
         if do_send:
             if self._dispatching is not None:
                 raise InvalidStateError("pplx_kernels: dispatch has been sent and not yet received")
@@ -190,20 +197,11 @@ class AllToAll:
     ) -> None:
         counts = received.counts
         self._counts = counts.tolist()
-        local = len(self._counts)
-        self._check_experts(out_expert_x, "out_expert_x")
-        if out_expert_num_tokens.dim() != 1 or out_expert_num_tokens.shape[0] < local:
-            raise InvalidArgumentError(
-                f"pplx_kernels: out_expert_num_tokens is {list(out_expert_num_tokens.shape)}; at least [{local}] is "
-                "needed"
-            )
-        out_expert_num_tokens[:local].copy_(counts)
-        out_expert_num_tokens[local:].zero_()
+        out_expert_num_tokens[: self._local].copy_(counts)
+        out_expert_num_tokens[self._local :].zero_()
         rows = _bits(received.rows)
         target = _bits(out_expert_x)
         scales = received.scales
-        if scales is not None and out_expert_x_scale is not None:
-            self._check_experts(out_expert_x_scale, "out_expert_x_scale", scales.shape[1])
         for expert, count in enumerate(self._counts):
             first = expert * self._room
             target[expert, :count].copy_(rows[first : first + count])
@@ -229,6 +227,9 @@ class AllToAll:
         :param bound_m: as in dispatch; the number given there counts.
         """
         inner = self._get()
+        self._check_halves(do_send, do_recv)
+        if do_recv:
+            self._check_sum(out_tokens, indices, weights)
         if do_send:
             if self._combining is not None:
                 raise InvalidStateError("pplx_kernels: combine has been sent and not yet received")
@@ -236,41 +237,77 @@ class AllToAll:
         if do_recv:
             if self._combining is None:
                 raise InvalidStateError("pplx_kernels: combine is to be received but was not sent")
-            if indices.dim() != 2 or indices.shape[0] < self._tokens or weights.shape != indices.shape:
-                raise InvalidArgumentError(
-                    f"pplx_kernels: indices is {list(indices.shape)} and weights {list(weights.shape)} for a step of "
-                    f"{self._tokens} tokens"
-                )
             if dtype_name(out_tokens.dtype) == self._config.out_dtype:
                 inner.combine_recv(self._combining, weights, out_tokens)
             else:
-                if out_tokens.dim() != 2 or out_tokens.shape[0] < self._tokens:
-                    raise InvalidArgumentError(
-                        f"pplx_kernels: out_tokens is {list(out_tokens.shape)} for a step of {self._tokens} tokens"
-                    )
                 wide = inner.combine_recv(self._combining, weights)
                 out_tokens[: self._tokens].copy_(wide)
             self._combining = None
 
     def _return(self, inner: _all_to_all.AllToAll, expert_y: torch.Tensor) -> _all_to_all.CombineSent:
-        self._check_experts(expert_y, "expert_y")
-        if not expert_y.is_floating_point():
-            raise InvalidArgumentError(f"pplx_kernels: expert_y has elements of {expert_y.dtype}")
+        most = max(self._counts, default=0)
+        self._check_experts(expert_y, "expert_y", self._config.hidden, most)
+        if expert_y.dtype not in _RESULTS:
+            raise InvalidArgumentError(
+                f"pplx_kernels: expert_y has elements of {expert_y.dtype}; float32, float16 and bfloat16 are allowed"
+            )
         results = inner.expert_output
         for expert, count in enumerate(self._counts):
             first = expert * self._room
             results[first : first + count].copy_(expert_y[expert, :count].detach())
         return inner.combine_send()
 
-    def _check_experts(self, tensor: torch.Tensor, name: str, columns: int | None = None) -> None:
-        columns = self._config.hidden if columns is None else columns
-        local = len(self._counts)
-        shape = list(tensor.shape)
-        most = max(self._counts, default=0)
-        if len(shape) != 3 or shape[0] < local or shape[1] < most or shape[2] != columns:
+    @staticmethod
+    def _check_halves(do_send: bool, do_recv: bool) -> None:
+        if not do_send and not do_recv:
+            raise InvalidArgumentError("pplx_kernels: do_send and do_recv are both False; at least one is needed")
+
+    def _check_destination(
+        self,
+        out_expert_num_tokens: torch.Tensor,
+        out_expert_x: torch.Tensor,
+        out_expert_x_scale: torch.Tensor | None,
+        dp_x: torch.Tensor,
+    ) -> None:
+        if out_expert_num_tokens.dim() != 1 or out_expert_num_tokens.shape[0] < self._local:
             raise InvalidArgumentError(
-                f"pplx_kernels: {name} is {shape}; [{local}, {self._room}, {columns}] is needed, and at least "
-                f"[{local}, {most}, {columns}] in this step"
+                f"pplx_kernels: out_expert_num_tokens is {list(out_expert_num_tokens.shape)}; at least "
+                f"[{self._local}] is needed"
+            )
+        self._check_experts(out_expert_x, "out_expert_x", self._config.hidden, self._room)
+        given, wanted = out_expert_x.dtype, dp_x.dtype
+        # Integers of the size stand for the bits.
+        both_floats = given.is_floating_point and wanted.is_floating_point
+        if out_expert_x.element_size() != dp_x.element_size() or (both_floats and given != wanted):
+            raise InvalidArgumentError(f"pplx_kernels: out_expert_x has elements of {given}; dp_x has {wanted}")
+        if out_expert_x_scale is not None:
+            columns = -(-self._config.hidden // self._config.scale_block)
+            self._check_experts(out_expert_x_scale, "out_expert_x_scale", columns, self._room)
+
+    def _check_sum(self, out_tokens: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> None:
+        tokens, hidden = self._tokens, self._config.hidden
+        if indices.dim() != 2 or indices.shape[0] < tokens or weights.shape != indices.shape:
+            raise InvalidArgumentError(
+                f"pplx_kernels: indices is {list(indices.shape)} and weights {list(weights.shape)} for a step of "
+                f"{tokens} tokens"
+            )
+        if weights.dtype != torch.float32:
+            raise InvalidArgumentError(f"pplx_kernels: weights has elements of {weights.dtype}; float32 is needed")
+        if out_tokens.dim() != 2 or out_tokens.shape[0] < tokens or out_tokens.shape[1] != hidden:
+            raise InvalidArgumentError(
+                f"pplx_kernels: out_tokens is {list(out_tokens.shape)}; at least [{tokens}, {hidden}] is needed"
+            )
+        if out_tokens.dtype not in _RESULTS:
+            raise InvalidArgumentError(
+                f"pplx_kernels: out_tokens has elements of {out_tokens.dtype}; float32, float16 and bfloat16 are "
+                "allowed"
+            )
+
+    def _check_experts(self, tensor: torch.Tensor, name: str, columns: int, rows: int) -> None:
+        shape = list(tensor.shape)
+        if len(shape) != 3 or shape[0] < self._local or shape[1] < rows or shape[2] != columns:
+            raise InvalidArgumentError(
+                f"pplx_kernels: {name} is {shape}; at least [{self._local}, {rows}, {columns}] is needed"
             )
 
     def _get(self) -> _all_to_all.AllToAll:
