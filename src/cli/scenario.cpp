@@ -33,6 +33,7 @@ struct Typed {
   std::int64_t jobs = 1;
   bool single_sbatch = false;
   bool unchecked = false;
+  bool archive_failed = false;
   bool quiet = false;
 };
 
@@ -52,6 +53,7 @@ scenario::RunOptions options_of(const Typed& typed) {
   options.output_dir = typed.output_dir;
   options.resume = typed.result_dir;
   options.jobs = typed.jobs;
+  options.archive_failed = typed.archive_failed;
   if (!typed.quiet)
     options.say = [](const std::string& line) { fmt::print("{}\n", line), std::fflush(stdout); };
   return options;
@@ -196,6 +198,8 @@ void add_scenario(CLI::App& parent, Command& command) {
       ->type_name("DIR");
   running->add_option("--jobs", typed->jobs, "Tests that run side by side on this machine (default 1)")
       ->check(CLI::Range(1, 1024));
+  running->add_flag("--archive-failed", typed->archive_failed,
+                    "Pack a campaign that failed into FOLDER.tgz too");
   does(running, run);
   CLI::App* dry = app->add_subcommand("dry-run", "Write what run would start; Slurm need not be there");
   add_run_options(*dry, *typed);

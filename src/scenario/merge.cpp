@@ -90,8 +90,8 @@ std::string text_of(const std::vector<Layer>& layers, const std::string& key, co
 
 /// Texts go into scripts line by line, so none may end its line.
 void check_line(const Entry& entry, const std::string& text) {
-  for (const unsigned char c : text)
-    if (c < 0x20 && c != '\t')
+  for (const char c : text)
+    if (static_cast<unsigned char>(c) < 0x20 && c != '\t')
       fail_at(entry.place,
               fmt::format("{}: a text may have no line break or other control character", entry.name));
 }
@@ -256,7 +256,7 @@ void read_cmd_args(const std::vector<Layer>& layers, const std::vector<std::stri
 void check_variable(const Entry& entry) {
   const std::string& name = entry.name;
   bool good = !name.empty() && std::isdigit(static_cast<unsigned char>(name[0])) == 0;
-  for (const unsigned char c : name) good = good && (std::isalnum(c) != 0 || c == '_');
+  for (const char c : name) good = good && (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_');
   if (!good) fail_at(entry.place, fmt::format("\"{}\" is not a name of an environment variable", name));
   if (looks_secret(name))
     fail_at(entry.place,

@@ -154,8 +154,8 @@ std::vector<std::string> parse_node_list(std::string_view text) {
     expand(text, part, names);
   }
   for (const std::string& name : names)
-    for (const unsigned char c : name)
-      if (std::isalnum(c) == 0 && c != '-' && c != '_' && c != '.')
+    for (const char c : name)
+      if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '_' && c != '.')
         refuse(text, "names of nodes have letters, digits, '-', '_' and '.' only");
   return names;
 }

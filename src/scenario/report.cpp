@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 
 #include <fmt/format.h>
@@ -165,11 +166,13 @@ std::string metrics_text(const Finished& run) {
 
 std::string address(const std::string& path) {
   std::string out;
-  for (const unsigned char c : path)
-    out +=
-        std::isalnum(c) != 0 || std::string_view("/-_.~").find(static_cast<char>(c)) != std::string_view::npos
-            ? std::string(1, static_cast<char>(c))
-            : fmt::format("%{:02X}", c);
+  for (const char c : path) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (std::isalnum(byte) != 0 || std::string_view("/-_.~").find(c) != std::string_view::npos)
+      out += c;
+    else
+      out += fmt::format("%{:02X}", byte);
+  }
   return out;
 }
 

@@ -377,7 +377,7 @@ std::string fingerprint(const Case& one, const TestEntry& entry) {
   text += one.definition.expect_failure ? "|failure" : "";
   // FNV-1a: it tells edited scenarios apart, nothing more.
   std::uint64_t hash = 14695981039346656037U;
-  for (const unsigned char c : text) hash = (hash ^ c) * 1099511628211U;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211U;
   return fmt::format("{:016x}", hash);
 }
 

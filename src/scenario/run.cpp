@@ -18,6 +18,7 @@
 #include "commands.h"
 #include "local.h"
 #include "matrices.h"
+#include "process.h"
 #include "toml_reader.h"
 
 namespace shunt::scenario {
@@ -401,6 +402,17 @@ class Campaign {
   std::vector<Run> runs_;
 };
 
+void archive(const std::string& folder) {
+  const fs::path path(folder);
+  constexpr std::chrono::minutes kLongest{30};
+  const Output packed =
+      output_of({"tar", "-czf", folder + ".tgz", "-C", path.parent_path().string(), path.filename().string()},
+                kLongest);
+  if (packed.status != 0)
+    throw Error(Errc::io,
+                fmt::format("{}.tgz: tar ended with status {}: {}", folder, packed.status, packed.err));
+}
+
 }  // namespace
 
 CampaignEnd run_scenario(const Scenario& scenario, const System& system, const RunOptions& options) {
@@ -408,7 +420,9 @@ CampaignEnd run_scenario(const Scenario& scenario, const System& system, const R
                                                  ? make_slurm_executor(scenario, system, options)
                                                  : make_local_executor(scenario, system, options);
   Campaign campaign(scenario, system, options);
-  return campaign.go(*executor);
+  CampaignEnd end = campaign.go(*executor);
+  if (options.archive_failed && !end.summary.passed()) archive(end.folder);
+  return end;
 }
 
 std::string dry_run(const Scenario& scenario, const System& system, const RunOptions& options) {

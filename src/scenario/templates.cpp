@@ -340,6 +340,10 @@ void check_together(const TestDefinition& test, const Place& place) {
   if (test.flag("use_ue8m0") && !test.flag("round_scale"))
     fail_at(place_of("use_ue8m0"),
             "use_ue8m0 = true stores scales as exponents and needs round_scale = true");
+  if (test.flag("use_deepep_matrix"))
+    fail_at(place_of("use_deepep_matrix"),
+            "use_deepep_matrix = true is not there yet; name the file, nccl_matrix.txt of a benchmark, in "
+            "extra_env_vars.NCCL_TESTS_ALLTOALLV_MATRIX_FILE");
   if (test.workload == Workload::command) {
     const bool argv = test.find("argv") != nullptr;
     const bool line = test.find("command") != nullptr;

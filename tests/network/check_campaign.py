@@ -4,6 +4,7 @@
 import json
 import pathlib
 import sys
+
 import tomllib
 
 folder = pathlib.Path(sys.argv[1])
@@ -28,7 +29,7 @@ for test in summary["tests"]:
     own = folder / test["folder"]
     if test["status"] == "skipped":
         continue
-    for name in ("cloudai_sbatch_script.sh", "env_vars.sh", "stdout.txt", "stderr.txt", "mapping-stdout.txt", "case.json"):
+    for name in ("cloudai_sbatch_script.sh", "env_vars.sh", "stdout.txt", "stderr.txt", "mapping-stdout.txt"):
         if not (own / name).is_file():
             problems.append(f"{own}/{name} is missing")
     for name in ("test-run.toml", "slurm-job.toml"):

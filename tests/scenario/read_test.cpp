@@ -249,6 +249,11 @@ NCCL_IB_GID_INDEX = "3"
   EXPECT_NE(refused("[global_env_vars]\nAPI_KEY = \"1\"\n").find("secret"), std::string::npos);
 }
 
+TEST(ReadScenarioTest, ReadsTheScenariosThatComeWithShunt) {
+  for (const auto& file : std::filesystem::directory_iterator("presets/scenarios"))
+    EXPECT_FALSE(expand(read_scenario(file.path().string()), System{}).empty()) << file.path();
+}
+
 TEST(ListTestsTest, RefusesANameThatIsThereTwice) {
   const Folder folder;
   folder.write("a.toml", kStandard);

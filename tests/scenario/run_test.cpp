@@ -140,6 +140,13 @@ TEST_F(RunScenarioTest, TimeLimitEndsTheWholeGroup) {
   EXPECT_TRUE(stat.empty() || stat.find(") Z ") != std::string::npos) << stat;
 }
 
+TEST_F(RunScenarioTest, AFailedCampaignIsPackedOnRequest) {
+  RunOptions options;
+  options.archive_failed = true;
+  EXPECT_FALSE(fs::exists(run(test("a", "true"), options).folder + ".tgz"));
+  EXPECT_TRUE(fs::exists(run(test("a", "false"), options).folder + ".tgz"));
+}
+
 TEST_F(RunScenarioTest, OneTestMayEndWithAnother) {
   const CampaignEnd end = run(test("server", "touch ../../up; exec sleep 300",
                                    "[[Tests.dependencies]]\ntype = \"end_post_comp\"\nid = \"client\"\n") +
@@ -223,9 +230,10 @@ TEST_F(RunScenarioTest, ADryRunNeedsNoSlurm) {
   system.scheduler = Scheduler::slurm;
   system.default_partition = "p";
   system.install_path = folder_.path() + "/install";
-  const std::string folder =
-      dry_run(scenario, system,
-              {.shunt = "shunt", .output_dir = folder_.path() + "/dry", .resume = {}, .jobs = 1, .say = {}});
+  RunOptions options;
+  options.shunt = "shunt";
+  options.output_dir = folder_.path() + "/dry";
+  const std::string folder = dry_run(scenario, system, options);
   for (const char* id : {"a", "b"})
     for (const char* name :
          {"cloudai_sbatch_script.sh", "env_vars.sh", "test-run.toml", "slurm-job.toml", "metadata"})

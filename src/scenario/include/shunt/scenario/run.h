@@ -8,10 +8,11 @@
 namespace shunt::scenario {
 
 struct RunOptions {
-  std::string shunt;       ///< path of the command `shunt`
-  std::string output_dir;  ///< folders of campaigns are made here; empty: the system's output_path
-  std::string resume;      ///< folder of a campaign to go on with; empty: a new one
-  std::int64_t jobs = 1;   ///< tests that run side by side on this machine; Slurm has its own queue
+  std::string shunt;            ///< path of the command `shunt`
+  std::string output_dir;       ///< folders of campaigns are made here; empty: the system's output_path
+  std::string resume;           ///< folder of a campaign to go on with; empty: a new one
+  bool archive_failed = false;  ///< a failed campaign also becomes <folder>.tgz
+  std::int64_t jobs = 1;        ///< tests that run side by side on this machine; Slurm has its own queue
   std::function<void(const std::string&)> say;  ///< is given a line for each thing that happens; may be empty
 };
 
