@@ -55,6 +55,29 @@ struct TorchTopK {
   std::int32_t threads = 1;
 };
 
+/// The MoE layer with the gate softk and a linear router, by autograd. The parameters lie as those of MoeLayer and are
+/// copied; gradients are written the same way by the step kRead.
+struct TorchLayer {
+  static constexpr std::int32_t kForward = 0, kBackward = 1, kRead = 2;
+  std::int64_t tokens = 0, hidden = 0, ffn = 0;
+  std::int32_t num_experts = 1, top_k = 1, shared_experts = 0;
+  std::int32_t activation = 0;  ///< gelu, silu, swiglu
+  bool bias = false;
+  bool backward = true;            ///< false: forward alone, without a graph
+  DType dtype = DType::f32;        ///< f32 or bf16: of x, out, their gradients and the experts' weights
+  const void* x = nullptr;         ///< [T, H]
+  const void* grad_out = nullptr;  ///< [T, H]
+  const float* router = nullptr;   ///< [H, E], then the bias [E]
+  const float* experts = nullptr;
+  const float* shared = nullptr;
+  void* out = nullptr;     ///< [T, H]
+  void* grad_x = nullptr;  ///< [T, H]
+  float* grad_router = nullptr;
+  float* grad_experts = nullptr;
+  float* grad_shared = nullptr;
+  std::int32_t threads = 1;
+};
+
 /// What the plugin offers. make_* return null and set `error` (which stays until the next call) where libtorch refuses; the
 /// caller owns the work. Making one sets the threads of libtorch, for all works.
 struct TorchTable {
@@ -62,9 +85,10 @@ struct TorchTable {
   const char* version = nullptr;  ///< Of libtorch
   TorchMovesWork* (*make_moves)(const TorchMoves& moves, const char*& error) noexcept = nullptr;
   TorchWork* (*make_top_k)(const TorchTopK& top_k, const char*& error) noexcept = nullptr;
+  TorchWork* (*make_layer)(const TorchLayer& layer, const char*& error) noexcept = nullptr;
 };
 /// To be raised with every change of the above.
-inline constexpr const char* kTorchBuild = "shunt torch plugin 1";
+inline constexpr const char* kTorchBuild = "shunt torch plugin 2";
 /// Name of the plugin's function, extern "C", that returns its const TorchTable*.
 inline constexpr const char* kTorchFunction = "shunt_torch_plugin";
 

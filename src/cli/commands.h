@@ -15,6 +15,7 @@ using Command = std::function<int()>;
 
 /// Each adds its subcommand to `parent`; when that was given, parsing stores what to run in `command`.
 void add_bench_alltoall(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
+void add_bench_layer(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_overlap(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_pack(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);
 void add_bench_routing(CLI::App& parent, const std::vector<std::string>& arguments, Command& command);

@@ -26,6 +26,7 @@ int run(int argc, char** argv) {
   CLI::App* bench = app.add_subcommand("bench", "Measure");
   bench->require_subcommand(1);
   shunt::cli::add_bench_alltoall(*bench, arguments, command);
+  shunt::cli::add_bench_layer(*bench, arguments, command);
   shunt::cli::add_bench_overlap(*bench, arguments, command);
   shunt::cli::add_bench_pack(*bench, arguments, command);
   shunt::cli::add_bench_routing(*bench, arguments, command);

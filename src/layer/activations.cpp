@@ -59,7 +59,7 @@ struct Normal {
   float below, density;
 };
 SHUNT_INLINE Normal normal(float x) {
-  const float size = x < 0.0F ? -x : x;
+  const float size = std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0x7fffffffU);
   const float peak = exponential(-0.5F * x * x);
   const float t = 1.0F / (1.0F + 0.3275911F * 0.70710678F * size);
   float sum = 1.061405429F;
@@ -68,7 +68,9 @@ SHUNT_INLINE Normal normal(float x) {
   sum = sum * t - 0.284496736F;
   sum = sum * t + 0.254829592F;
   const float tail = 0.5F * sum * t * peak;
-  return {x < 0.0F ? tail : 1.0F - tail, peak * 0.39894228F};
+  // Both are computed whatever the sign: a difference inside the choice would keep the loop from vectors.
+  const float rest = 1.0F - tail;
+  return {x < 0.0F ? tail : rest, peak * 0.39894228F};
 }
 
 template <class T>

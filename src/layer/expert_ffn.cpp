@@ -19,8 +19,8 @@
 namespace shunt {
 namespace {
 
-/// Rows of a product; W1 and W2 are read once for each block, and its rows stay in a cache between the two.
-constexpr std::int64_t kBlockRows = 256;
+/// Most rows of a product: enough to be worth the reading of W1 and W2, few enough to stay in a cache between the two.
+constexpr std::int64_t kBlockRows = 512;
 /// Rows of a weight's gradient that one task makes.
 constexpr std::int64_t kWeightRows = 512;
 
@@ -118,9 +118,14 @@ std::int64_t ExpertFfn::rounded(std::int64_t rows, const ExpertRows& of) const {
 
 std::vector<ExpertFfn::Block> ExpertFfn::blocks_of(const ExpertRows& rows) const {
   std::vector<Block> blocks;
-  for (std::int32_t e = 0; e < config_.num_experts; ++e)
-    for (std::int64_t first = 0; first < rows.counts[at(e)]; first += kBlockRows)
-      blocks.push_back({e, rows.starts[at(e)] + first, std::min(kBlockRows, rows.counts[at(e)] - first)});
+  for (std::int32_t e = 0; e < config_.num_experts; ++e) {
+    const std::int64_t count = rows.counts[at(e)];
+    // Of equal size: a short last one would read all weights for few rows.
+    const std::int64_t parts = (count + kBlockRows - 1) / kBlockRows;
+    const std::int64_t each = parts == 0 ? 1 : round_up((count + parts - 1) / parts, kRowAlignment);
+    for (std::int64_t first = 0; first < count; first += each)
+      blocks.push_back({e, rows.starts[at(e)] + first, std::min(each, count - first)});
+  }
   return blocks;
 }
 

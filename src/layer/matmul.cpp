@@ -1,6 +1,7 @@
 #include <shunt/layer/matmul.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -22,39 +23,52 @@ constexpr std::int64_t kDepth = 256;   ///< Of k whose part of B stays in a cach
 constexpr std::int64_t kWidth = 256;   ///< Of n, the same
 constexpr std::int64_t kHeight = 64;   ///< Rows of C that are held in float32
 
-float element(const void* data, DType dtype, std::int64_t index) {
-  return dtype == DType::f32 ? static_cast<const float*>(data)[index]
-                             : bf16_to_f32(static_cast<const std::uint16_t*>(data)[index]);
+/// to [rows, step] = a part of a stored matrix, in float32; `turned`: its transpose.
+void copy_part(const void* data, DType dtype, std::int64_t stride, bool turned, std::int64_t first_row,
+               std::int64_t first_col, std::int64_t rows, std::int64_t cols, float* to, std::int64_t step) {
+  const auto copy = [&](const auto* from, const auto& read) {
+    if (!turned) {
+      for (std::int64_t i = 0; i < rows; ++i)
+        for (std::int64_t j = 0; j < cols; ++j)
+          to[i * step + j] = read(from[(first_row + i) * stride + first_col + j]);
+      return;
+    }
+    for (std::int64_t j = 0; j < cols; ++j)
+      for (std::int64_t i = 0; i < rows; ++i)
+        to[i * step + j] = read(from[(first_col + j) * stride + first_row + i]);
+  };
+  if (dtype == DType::f32)
+    copy(static_cast<const float*>(data), [](float value) { return value; });
+  else
+    copy(static_cast<const std::uint16_t*>(data),
+         [](std::uint16_t value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16); });
 }
+
+/// Written as vectors, since arrays would not stay in registers; may lie anywhere.
+using Lanes [[gnu::vector_size(64), gnu::aligned(4), gnu::may_alias]] = float;
 
 /// c [4, 16 * tiles] += a [4, depth] b [depth, width]: every element is a sum in the order of k.
 SHUNT_MULTIVERSION void add_product(const float* a, const float* b, std::int64_t depth, float* c,
                                     std::int64_t tiles) {
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    float sum0[kColumns], sum1[kColumns], sum2[kColumns], sum3[kColumns];
     float* const to = c + tile * kColumns;
-    for (std::int64_t j = 0; j < kColumns; ++j) {
-      sum0[j] = to[j];
-      sum1[j] = to[kWidth + j];
-      sum2[j] = to[2 * kWidth + j];
-      sum3[j] = to[3 * kWidth + j];
-    }
+    auto* const to0 = reinterpret_cast<Lanes*>(to);
+    auto* const to1 = reinterpret_cast<Lanes*>(to + kWidth);
+    auto* const to2 = reinterpret_cast<Lanes*>(to + 2 * kWidth);
+    auto* const to3 = reinterpret_cast<Lanes*>(to + 3 * kWidth);
+    Lanes sum0 = *to0, sum1 = *to1, sum2 = *to2, sum3 = *to3;
     const float* row = b + tile * kColumns;
     for (std::int64_t i = 0; i < depth; ++i, row += kWidth) {
-      const float a0 = a[i], a1 = a[kDepth + i], a2 = a[2 * kDepth + i], a3 = a[3 * kDepth + i];
-      for (std::int64_t j = 0; j < kColumns; ++j) {
-        sum0[j] += a0 * row[j];
-        sum1[j] += a1 * row[j];
-        sum2[j] += a2 * row[j];
-        sum3[j] += a3 * row[j];
-      }
+      const Lanes by = *reinterpret_cast<const Lanes*>(row);
+      sum0 += a[i] * by;
+      sum1 += a[kDepth + i] * by;
+      sum2 += a[2 * kDepth + i] * by;
+      sum3 += a[3 * kDepth + i] * by;
     }
-    for (std::int64_t j = 0; j < kColumns; ++j) {
-      to[j] = sum0[j];
-      to[kWidth + j] = sum1[j];
-      to[2 * kWidth + j] = sum2[j];
-      to[3 * kWidth + j] = sum3[j];
-    }
+    *to0 = sum0;
+    *to1 = sum1;
+    *to2 = sum2;
+    *to3 = sum3;
   }
 }
 
@@ -67,35 +81,36 @@ struct Scratch {
 /// Rows [i0, i0 + rows) and columns [j0, j0 + columns) of C.
 void multiply_block(const MatmulCall& call, std::int64_t i0, std::int64_t rows, std::int64_t j0,
                     std::int64_t columns, Scratch& scratch) {
+  float* const a = scratch.a.data();
+  float* const b = scratch.b.data();
   float* const c = scratch.c.data();
-  std::fill(scratch.c.begin(), scratch.c.end(), 0.0F);
-  for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < columns; ++j) {
-      if (call.bias != nullptr) c[i * kWidth + j] = call.bias[j0 + j];
-      if (call.accumulate)
-        c[i * kWidth + j] = static_cast<const float*>(call.c)[(i0 + i) * call.c_stride + j0 + j];
-    }
+  const std::int64_t tiles = (columns + kColumns - 1) / kColumns;
+  const std::int64_t full_rows = (rows + kRows - 1) / kRows * kRows;
+  for (std::int64_t i = 0; i < full_rows; ++i) {
+    float* const row = c + i * kWidth;
+    std::fill(row, row + tiles * kColumns, 0.0F);
+    if (i >= rows) continue;
+    if (call.bias != nullptr) std::copy_n(call.bias + j0, columns, row);
+    if (call.accumulate)
+      std::copy_n(static_cast<const float*>(call.c) + (i0 + i) * call.c_stride + j0, columns, row);
+  }
   for (std::int64_t k0 = 0; k0 < call.k; k0 += kDepth) {
     const std::int64_t depth = std::min(kDepth, call.k - k0);
-    std::fill(scratch.a.begin(), scratch.a.end(), 0.0F);
-    for (std::int64_t i = 0; i < rows; ++i)
-      for (std::int64_t k = 0; k < depth; ++k)
-        scratch.a[static_cast<std::size_t>(i * kDepth + k)] = element(
-            call.a, call.in,
-            call.a_transposed ? (k0 + k) * call.a_stride + i0 + i : (i0 + i) * call.a_stride + k0 + k);
-    std::fill(scratch.b.begin(), scratch.b.end(), 0.0F);
+    copy_part(call.a, call.in, call.a_stride, call.a_transposed, i0, k0, rows, depth, a, kDepth);
+    for (std::int64_t i = rows; i < full_rows; ++i) std::fill(a + i * kDepth, a + i * kDepth + depth, 0.0F);
+    copy_part(call.b, call.in, call.b_stride, call.b_transposed, k0, j0, depth, columns, b, kWidth);
     for (std::int64_t k = 0; k < depth; ++k)
-      for (std::int64_t j = 0; j < columns; ++j)
-        scratch.b[static_cast<std::size_t>(k * kWidth + j)] = element(
-            call.b, call.in,
-            call.b_transposed ? (j0 + j) * call.b_stride + k0 + k : (k0 + k) * call.b_stride + j0 + j);
-    const std::int64_t tiles = (columns + kColumns - 1) / kColumns;
+      std::fill(b + k * kWidth + columns, b + k * kWidth + tiles * kColumns, 0.0F);
     for (std::int64_t i = 0; i < rows; i += kRows)
-      add_product(scratch.a.data() + i * kDepth, scratch.b.data(), depth, c + i * kWidth, tiles);
+      add_product(a + i * kDepth, b, depth, c + i * kWidth, tiles);
   }
-  for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < columns; ++j)
-      store_element(call.out, call.c, (i0 + i) * call.c_stride + j0 + j, c[i * kWidth + j]);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t to = (i0 + i) * call.c_stride + j0;
+    if (call.out == DType::f32)
+      std::copy_n(c + i * kWidth, columns, static_cast<float*>(call.c) + to);
+    else
+      for (std::int64_t j = 0; j < columns; ++j) store_element(call.out, call.c, to + j, c[i * kWidth + j]);
+  }
 }
 
 void own_matmul(const MatmulCall& call) {

@@ -51,6 +51,21 @@ Prepared& prepared() {
   return of_thread;
 }
 
+/// Where the first choice is the general product, which does not use the matrix unit of the processor, but another one
+/// does (its name begins with brg), takes that: three times faster for gradients of weights.
+void prefer_tiles(dnnl::matmul::primitive_desc& plan) {
+  const auto begins = [](const dnnl::matmul::primitive_desc& of, const char* name) {
+    return std::strncmp(of.impl_info_str(), name, std::strlen(name)) == 0;
+  };
+  if (!begins(plan, "gemm")) return;
+  dnnl::matmul::primitive_desc next = plan;
+  while (next.next_impl())
+    if (begins(next, "brg")) {
+      plan = next;
+      return;
+    }
+}
+
 Prepared::Product prepare(const dnnl::engine& engine, const MatmulCall& call) {
   using Type = memory::data_type;
   const Type in = call.in == DType::bf16 ? Type::bf16 : Type::f32;
@@ -70,16 +85,17 @@ Prepared::Product prepare(const dnnl::engine& engine, const MatmulCall& call) {
     attributes.set_post_ops(sum);
   }
 #if DNNL_VERSION_MAJOR >= 3
-  const dnnl::matmul::primitive_desc plan =
+  dnnl::matmul::primitive_desc plan =
       call.bias != nullptr
           ? dnnl::matmul::primitive_desc(engine, product.a, product.b, product.bias, product.c, attributes)
           : dnnl::matmul::primitive_desc(engine, product.a, product.b, product.c, attributes);
 #else
-  const dnnl::matmul::primitive_desc plan(
-      call.bias != nullptr ? dnnl::matmul::desc(product.a, product.b, product.bias, product.c)
-                           : dnnl::matmul::desc(product.a, product.b, product.c),
-      attributes, engine);
+  dnnl::matmul::primitive_desc plan(call.bias != nullptr
+                                        ? dnnl::matmul::desc(product.a, product.b, product.bias, product.c)
+                                        : dnnl::matmul::desc(product.a, product.b, product.c),
+                                    attributes, engine);
 #endif
+  prefer_tiles(plan);
   product.primitive = dnnl::matmul(plan);
   return product;
 }

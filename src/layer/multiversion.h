@@ -12,7 +12,7 @@
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(SHUNT_LAYER_SANITIZED)
-#define SHUNT_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#define SHUNT_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define SHUNT_MULTIVERSION
 #endif

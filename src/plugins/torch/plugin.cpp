@@ -8,6 +8,7 @@ const shunt::bench::TorchTable* shunt_torch_plugin() {
   static const TorchTable table{.build = kTorchBuild,
                                 .version = SHUNT_TORCH_VERSION,
                                 .make_moves = torch_peer::make_moves,
-                                .make_top_k = torch_peer::make_top_k};
+                                .make_top_k = torch_peer::make_top_k,
+                                .make_layer = torch_peer::make_layer};
   return &table;
 }

@@ -24,5 +24,6 @@ namespace shunt::bench::torch_peer {
 
 [[nodiscard]] TorchMovesWork* make_moves(const TorchMoves& moves, const char*& error) noexcept;
 [[nodiscard]] TorchWork* make_top_k(const TorchTopK& top_k, const char*& error) noexcept;
+[[nodiscard]] TorchWork* make_layer(const TorchLayer& layer, const char*& error) noexcept;
 
 }  // namespace shunt::bench::torch_peer

@@ -79,7 +79,7 @@ inline constexpr std::int64_t kRowAlignment = 32;
 
 /// Experts of one rank: y = act(x W1 + b1) W2 + b2 with W1 [H, F'], W2 [F, H], each expert its own.
 /// Result:  what an expert's rows give depends on them, on their order and on nothing else: not on other experts, not on
-///          threads. Products are cut into blocks of 256 rows; gradients of weights are one product over all rows.
+///          threads. Products are cut into equal blocks of at most 512 rows; gradients of weights are one product over all rows.
 /// Threads: one call at a time; the work is spread over `workers`.
 class ExpertFfn {
  public:
