@@ -44,31 +44,32 @@ void copy_part(const void* data, DType dtype, std::int64_t stride, bool turned, 
          [](std::uint16_t value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16); });
 }
 
-/// Written as vectors, since arrays would not stay in registers; may lie anywhere.
-using Lanes [[gnu::vector_size(64), gnu::aligned(4), gnu::may_alias]] = float;
+/// Arrays would not stay in registers.
+using Lanes [[gnu::vector_size(64)]] = float;
 
 /// c [4, 16 * tiles] += a [4, depth] b [depth, width]: every element is a sum in the order of k.
 SHUNT_MULTIVERSION void add_product(const float* a, const float* b, std::int64_t depth, float* c,
                                     std::int64_t tiles) {
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
     float* const to = c + tile * kColumns;
-    auto* const to0 = reinterpret_cast<Lanes*>(to);
-    auto* const to1 = reinterpret_cast<Lanes*>(to + kWidth);
-    auto* const to2 = reinterpret_cast<Lanes*>(to + 2 * kWidth);
-    auto* const to3 = reinterpret_cast<Lanes*>(to + 3 * kWidth);
-    Lanes sum0 = *to0, sum1 = *to1, sum2 = *to2, sum3 = *to3;
+    Lanes sum0, sum1, sum2, sum3;
+    std::memcpy(&sum0, to, sizeof(Lanes));
+    std::memcpy(&sum1, to + kWidth, sizeof(Lanes));
+    std::memcpy(&sum2, to + 2 * kWidth, sizeof(Lanes));
+    std::memcpy(&sum3, to + 3 * kWidth, sizeof(Lanes));
     const float* row = b + tile * kColumns;
     for (std::int64_t i = 0; i < depth; ++i, row += kWidth) {
-      const Lanes by = *reinterpret_cast<const Lanes*>(row);
+      Lanes by;
+      std::memcpy(&by, row, sizeof(Lanes));
       sum0 += a[i] * by;
       sum1 += a[kDepth + i] * by;
       sum2 += a[2 * kDepth + i] * by;
       sum3 += a[3 * kDepth + i] * by;
     }
-    *to0 = sum0;
-    *to1 = sum1;
-    *to2 = sum2;
-    *to3 = sum3;
+    std::memcpy(to, &sum0, sizeof(Lanes));
+    std::memcpy(to + kWidth, &sum1, sizeof(Lanes));
+    std::memcpy(to + 2 * kWidth, &sum2, sizeof(Lanes));
+    std::memcpy(to + 3 * kWidth, &sum3, sizeof(Lanes));
   }
 }
 
