@@ -117,8 +117,7 @@ struct RoutingBenchReport {
 
 /// topk, routing, capacity, pack-only, combine.
 [[nodiscard]] std::string routing_work_name(RoutingWork work);
-/// scalar: the kernels that are the specification; simd: the fastest of this CPU; torch: libtorch, from a plugin; cuda: the
-/// kernels for GPUs.
+/// scalar: the kernels that are the specification; simd: the fastest of this CPU; torch: libtorch, from a plugin.
 [[nodiscard]] const std::vector<std::string>& impl_names();
 
 [[nodiscard]] std::string format_routing_table(const std::vector<RoutingResult>& results);
