@@ -109,6 +109,7 @@ void check_memory(const RoutingPoint& point) {
 RoutingResult measure_topk(const RoutingPoint& point, Team& team) {
   RoutingResult result;
   result.point = point;
+  result.requested_k = point.top_k;
   TopKWork work(point, team);
   std::vector<Contestant> all = contestants(point, work);
   time_all(point, all);
@@ -125,6 +126,7 @@ RoutingResult measure_topk(const RoutingPoint& point, Team& team) {
 RoutingResult measure_moves(const RoutingPoint& asked, Team& team) {
   RoutingResult result;
   result.point = asked;
+  result.requested_k = asked.top_k;
   RoutingPoint& point = result.point;
   const GateOutput<float> chosen = make_choice(point, team, result.router_ms);
   // Expert choice makes rows as wide as the most chosen token needs.
@@ -157,7 +159,7 @@ RoutingResult measure_moves(const RoutingPoint& asked, Team& team) {
   Contestant copy;
   copy.row.impl = "copy";
   copy.row.isa = isa_name(pack_kernels().isa);
-  copy.runner.run = [&work] { return RoutingTook{work.copy(), 0}; };
+  copy.runner.run = [&work, &result] { return RoutingTook{work.copy(result.requested_k), 0}; };
   all.push_back(std::move(copy));
   time_all(point, all);
   for (Contestant& one : all) {
@@ -176,7 +178,7 @@ RoutingResult measure_moves(const RoutingPoint& asked, Team& team) {
 
 std::int64_t RoutingResult::bytes_per_token_strict() const {
   if (point.work == RoutingWork::topk) return 0;
-  const std::int64_t half = (1 + std::int64_t{point.top_k}) * point.hidden * dtype_bytes(point.dtype);
+  const std::int64_t half = (1 + std::int64_t{requested_k}) * point.hidden * dtype_bytes(point.dtype);
   return point.work == RoutingWork::pack_only || point.work == RoutingWork::combine_only ? half : 2 * half;
 }
 
@@ -228,7 +230,15 @@ void check_point(const RoutingPoint& point) {
     refuse("--jitter is of what the router reads; give --router-arch too");
   if (!(point.noise >= 0 && std::isfinite(point.noise)))
     refuse("--noise is {}; allowed: 0 or more", point.noise);
-  (void)make_gate(point.gate, point.num_experts, point.top_k);
+  const GateConfig gate = make_gate(point.gate, point.num_experts, point.top_k);
+  if (point.balance_steps < 0 || (point.balance_steps > 0 && gate.selection != Selection::top_k))
+    refuse(
+        "--balance-steps is {} with --gate {}; allowed: 0 or more, and above 0 for gates in which tokens "
+        "choose by "
+        "score",
+        point.balance_steps, point.gate);
+  if (point.renormalise != Renormalise::no && gate.weights == WeightRule::one)
+    refuse("--renorm-after-drop: --gate {} adds outputs up and has no weights", point.gate);
   if (point.work == RoutingWork::topk && point.gate != "softk")
     refuse("--gate {}: the top-k benchmark is of softk", point.gate);
   if (point.work == RoutingWork::capacity)

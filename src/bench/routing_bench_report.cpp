@@ -33,7 +33,7 @@ std::string head(const RoutingResult& result) {
   text += fmt::format("# {} of {}; {} tokens, {}{} experts, top-{}, {}; seed {}\n",
                       p.threads == 1 ? std::string("one core") : fmt::format("{} threads", p.threads),
                       read_host_info().cpu_model, p.tokens, topk ? "" : fmt::format("hidden {}, ", p.hidden),
-                      p.num_experts, p.top_k, dtype_name(p.dtype), p.seed);
+                      p.num_experts, result.requested_k, dtype_name(p.dtype), p.seed);
   if (!topk)
     text += fmt::format(
         "# strict: {} hidden elements = {} bytes per token; kept: what is moved without the dropped; copy: "
@@ -169,7 +169,8 @@ std::vector<Record> routing_records(const RoutingResult& result) {
         .set("correct", row.correct)
         .set("num_tokens", p.tokens)
         .set("num_experts", std::int64_t{p.num_experts})
-        .set("top_k", std::int64_t{p.top_k})
+        .set("top_k", std::int64_t{result.requested_k})
+        .set("row_width", std::int64_t{p.top_k})
         .set("dtype", dtype_name(p.dtype))
         .set("gate", p.gate)
         .set("threads", std::int64_t{p.threads})
@@ -209,12 +210,14 @@ std::vector<Record> routing_records(const RoutingResult& result) {
           .set("temperature", p.temperature)
           .set("jitter", p.jitter)
           .set("noise", p.noise)
+          .set("balance_steps", p.balance_steps)
           .set("router_ms", result.router_ms);
     }
     if (const double ahead = result.speedup_over("torch", row); ahead > 0)
       record.set("speedup_over_torch", ahead);
     if (p.work == RoutingWork::capacity)
       record.set("capacity_factor", p.capacity_factor)
+          .set("capacity_formula", std::string(capacity_formula_name(p.formula)))
           .set("capacity", result.capacity)
           .set("avg_drop_rate", result.avg_drop_rate)
           .set("token_drop_rate", result.token_drop_rate)

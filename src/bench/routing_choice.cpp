@@ -70,12 +70,20 @@ GateOutput<float> make_choice(const RoutingPoint& point, Team& team, double& rou
   GateConfig gate = make_gate(point.gate, point.num_experts, point.top_k);
   gate.seed = point.seed;
   gate.temperature = point.temperature;
+  // Experts take what they have room for.
+  if (point.work == RoutingWork::capacity) gate.capacity_factor = point.capacity_factor;
   GateInput<float> input{.logits = {logits.data(), point.tokens, point.num_experts}};
   std::vector<std::int64_t> tokens;
   if (gate.selection == Selection::hash) {
     tokens.resize(at(point.tokens));
     std::iota(tokens.begin(), tokens.end(), 0);
     input.token_ids = tokens;
+  }
+  std::vector<float> bias;
+  if (point.balance_steps > 0) {
+    bias.resize(at(point.num_experts));
+    balance_bias<float>(gate, input.logits, point.balance_steps, bias);
+    input.bias = bias;
   }
   return gate_forward(gate, input);
 }

@@ -252,7 +252,7 @@ RoutingRunner RoutingMoves::runner(const std::string& impl) {
           .written = std::move(written)};
 }
 
-double RoutingMoves::copy() {
+double RoutingMoves::copy(std::int64_t k) {
   const PackKernels& kernels = pack_kernels();
   const auto start = Clock::now();
   const std::int64_t bytes = tokens_.size();
@@ -263,12 +263,12 @@ double RoutingMoves::copy() {
       kernels.copy_streaming(to + begin, from + begin, size * (part + 1) / team_.size() - begin);
     };
     if (packs_ && sums_) {
-      for (std::int64_t k = 0; k < k_; ++k) piece(rows_.data() + k * bytes, tokens_.data(), bytes);
+      for (std::int64_t i = 0; i < k; ++i) piece(rows_.data() + i % k_ * bytes, tokens_.data(), bytes);
       piece(out_.data(), rows_.data(), bytes);
     } else {
       // One half moves 1 + K times half as much.
-      for (std::int64_t i = 0; i <= k_; ++i) {
-        std::byte* row = rows_.data() + i * (bytes / 2);
+      for (std::int64_t i = 0; i <= k; ++i) {
+        std::byte* row = rows_.data() + i % (2 * k_) * (bytes / 2);
         if (packs_)
           piece(row, tokens_.data() + i % 2 * (bytes / 2), bytes / 2);
         else

@@ -61,7 +61,8 @@ class RoutingMoves {
   [[nodiscard]] RoutingRunner runner(const std::string& impl);
   [[nodiscard]] RoutingTook run(const PackKernels& kernels);
   /// Milliseconds of copying as many bytes as run reads and writes by the strict formula.
-  [[nodiscard]] double copy();
+  /// `k` is K as asked.
+  [[nodiscard]] double copy(std::int64_t k);
   /// Overwrites what run writes.
   void spoil();
   /// Compares what run wrote with the plan and the tokens. Empty where all is right. `roundings` of the dtype are allowed in

@@ -126,6 +126,7 @@ void add_sweep_fields(Record& record, const RoutingPoint& point, std::int32_t k,
   record.set("sweep", sweep_name(point.work))
       .set("point", point_key(point, impl))
       .set("timestamp", now_seconds())
+      .set("ts", now_seconds())
       .set("git_sha", git_revision())
       .set("backend", impl)
       .set("strategy", point.gate)
@@ -139,7 +140,7 @@ void add_sweep_fields(Record& record, const RoutingPoint& point, std::int32_t k,
 std::string line_of(const RoutingResult& result, const RoutingRow& row) {
   const RoutingPoint& p = result.point;
   std::string text = fmt::format("{:>7} tokens {:>6} hidden {:>4} experts top-{:<2}", p.tokens, p.hidden,
-                                 p.num_experts, p.top_k);
+                                 p.num_experts, result.requested_k);
   if (p.work == RoutingWork::capacity)
     text += fmt::format(" cf {:<5} drop {:.6f}", p.capacity_factor, result.avg_drop_rate);
   return text + fmt::format("  {:<8} {:>10.3f} ms {:>8.2f} GiB/s{}\n", row.impl, row.ms.mean,
@@ -183,12 +184,14 @@ std::vector<RoutingPoint> sweep_points(const SweepOptions& options) {
 
 std::string point_key(const RoutingPoint& p, const std::string& impl) {
   std::string key = fmt::format(
-      "{} {} tokens={} hidden={} experts={} topk={} dtype={} gate={} weighted={} seed={} threads={}",
-      sweep_name(p.work), impl, p.tokens, p.hidden, p.num_experts, p.top_k, dtype_name(p.dtype), p.gate,
-      p.weighted ? 1 : 0, p.seed, p.threads);
+      "{} {} isa={} tokens={} hidden={} experts={} topk={} dtype={} gate={} weighted={} seed={} threads={}",
+      sweep_name(p.work), impl, impl == "simd" ? isa_name(pack_kernels().isa) : impl, p.tokens, p.hidden,
+      p.num_experts, p.top_k, dtype_name(p.dtype), p.gate, p.weighted ? 1 : 0, p.seed, p.threads);
   if (p.work == RoutingWork::capacity)
-    key += fmt::format(" cf={} formula={} renorm={}", p.capacity_factor, static_cast<int>(p.formula),
+    key += fmt::format(" cf={} formula={} renorm={}", p.capacity_factor, capacity_formula_name(p.formula),
                        static_cast<int>(p.renormalise));
+  if (p.temperature != 1) key += fmt::format(" temperature={}", p.temperature);
+  if (p.balance_steps > 0) key += fmt::format(" balance_steps={}", p.balance_steps);
   return key;
 }
 
@@ -245,7 +248,7 @@ SweepReport run_sweep(const SweepOptions& options, const std::vector<std::string
     for (std::size_t r = 0; r < records.size(); ++r) {
       Record record = records[r];
       if (result.rows[r].impl == "copy") continue;  // its share stands in the others
-      add_sweep_fields(record, point, result.point.top_k, result.rows[r].impl);
+      add_sweep_fields(record, point, result.requested_k, result.rows[r].impl);
       if (point.work == RoutingWork::capacity) record.set("elapsed_ms", result.rows[r].ms.mean);
       file.append(record);
       ++report.measured;

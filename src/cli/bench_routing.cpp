@@ -38,12 +38,13 @@ void add_numbers(CLI::App& app, const std::string& name, const std::string& help
 }
 
 void add_factors(CLI::App& app, std::vector<double>& factors) {
-  add_text(app, "--capacity-factors", "Of each expert's even share (default 1,1.1,1.25,1.5)", "X,...",
-           [&factors](const std::string& option, const std::string& text) {
-             factors.clear();
-             for (const std::string& part : bench::split_list(option, text))
-               factors.push_back(bench::parse_number(option, part, 1e-6, 1e6));
-           });
+  add_text(
+      app, "--capacity-factors", "Of each expert's even share (default 1,1.1,1.25,1.5)", "X,...",
+      [&factors](const std::string& option, const std::string& text) {
+        factors.clear();
+        for (const std::string& part : bench::split_list(option, text))
+          factors.push_back(bench::parse_number(option, part, -1e6, 1e6));  // The formula has its own bounds
+      });
 }
 
 /// Options that every benchmark and sweep of routing has.
@@ -67,10 +68,22 @@ void add_common(CLI::App& app, RoutingPoint& point, const std::string& seconds) 
 }
 
 void add_formula(CLI::App& app, RoutingPoint& point) {
-  add_text(app, "--formula", "Of the capacity (default ceil)", "ceil|megatron|megablocks|tutel|compat-sweep",
+  add_text(app, "--formula", "Of the capacity (default ceil)",
+           "ceil|megatron|megablocks|tutel|compat-sweep|compat-bench",
            [&point](const std::string&, const std::string& text) {
              point.formula = parse_capacity_formula(text);
            });
+}
+
+/// What a gate is like, beside its name.
+void add_tuning(CLI::App& app, RoutingPoint& point) {
+  add_text(app, "--temperature", "Of the gate (default 1)", "X",
+           [&point](const std::string& option, const std::string& text) {
+             point.temperature = bench::parse_number(option, text, 1e-6, 1e6);
+           });
+  add_whole(app, "--balance-steps",
+            "Updates of the gate's bias towards even loads before it chooses (default 0)",
+            point.balance_steps, 0, 1'000'000);
 }
 
 /// What makes the choice.
@@ -86,7 +99,7 @@ void add_gate(CLI::App& app, RoutingPoint& point) {
       value = bench::parse_number(option, text, least, most);
     });
   };
-  number("--temperature", "Of the gate (default 1)", point.temperature, 1e-6, 1e6);
+  add_tuning(app, point);
   number("--jitter", "Factor in [1 - X, 1 + X) of what the router reads (default 0)", point.jitter, 0, 0.999);
   number("--noise", "Deviation of normal noise on the logits (default 0)", point.noise, 0, 1e6);
 }
@@ -166,10 +179,11 @@ void add_sweep_of(CLI::App& parent, RoutingWork work, const std::vector<std::str
     add_factors(*app, o.capacity_factors);
     add_formula(*app, o.point);
     app->add_flag("--renorm-after-drop", typed->renormalise,
-                  "The weights that dropping leaves sum to 1 again");
+                  "The weights that dropping leaves sum to what they were before");
   }
   app->add_option("--strategy,--gate", o.point.gate, "A gate of docs/routing.md (default softk)")
       ->type_name("NAME");
+  add_tuning(*app, o.point);
   add_common(*app, o.point, "5");
   app->add_option("--output,--out", o.output,
                   "Record file; what it holds is not measured again (default " + o.output + ")")
@@ -177,7 +191,7 @@ void add_sweep_of(CLI::App& parent, RoutingWork work, const std::vector<std::str
   app->add_flag("--dry-run", o.dry_run, "Print the points that would be measured");
   app->add_flag("--quiet", typed->quiet, "No progress bar");
   app->callback([&command, typed, &arguments] {
-    if (typed->renormalise) typed->options.point.renormalise = Renormalise::to_one;
+    if (typed->renormalise) typed->options.point.renormalise = Renormalise::keep_sum;
     command = [typed, &arguments] {
       fail_if_wrong(bench::run_sweep(typed->options, arguments, terminal_output(typed->quiet)).failed);
       return 0;

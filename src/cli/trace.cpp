@@ -43,8 +43,9 @@ int generate(const Generate& given) {
     refuse("--gate and --routing exclude each other: {} and {}", given.gate, given.routing);
   if (given.gate.empty() && given.of_gate)
     refuse(
-        "--skew, --temperature, --router-arch, --hidden, --jitter and --noise are for --gate; without it the "
-        "routing says how tokens choose");
+        "--skew, --temperature, --router-arch, --hidden, --jitter, --noise and --balance-steps are for "
+        "--gate; without it "
+        "the routing says how tokens choose");
   Trace trace;
   if (given.gate.empty()) {
     const RoutingSpec spec = parse_routing(given.routing.empty() ? "uniform" : given.routing);
@@ -125,6 +126,12 @@ void add_generate(CLI::App& trace, Command& command) {
           typed->logits.jitter, 0, 0.999);
   of_gate("--noise", "Deviation of normal noise on the logits (default 0; gates)", typed->logits.noise, 0,
           1e6);
+  add_text(*app, "--balance-steps",
+           "Updates of the gate's bias towards even loads before each choice (default 0; gates)", "N",
+           [typed](const std::string& option, const std::string& text) {
+             typed->of_gate = true;
+             typed->logits.balance_steps = bench::parse_whole(option, text, 0, 1'000'000);
+           });
   add_whole(*app, "--seed", "Of everything random (default 17)", typed->seed, 0, INT64_MAX);
   app->callback([&command, typed] { command = [typed] { return generate(*typed); }; });
 }

@@ -140,6 +140,22 @@ void update_quantile_bias(View2<const Real> logits, std::int32_t top_k, std::spa
   }
 }
 
+template <class Real>
+void balance_bias(const GateConfig& gate, View2<const Real> logits, std::int64_t steps, std::span<Real> bias,
+                  double rate) {
+  if (gate.selection != Selection::top_k)
+    refuse("gate {}: no bias to balance; only gates in which tokens choose by score have one", gate.name);
+  for (std::int64_t step = 0; step < steps; ++step) {
+    if (gate.score == Score::logit)
+      update_quantile_bias<Real>(logits, gate.top_k, bias, 0.0, gate.temperature);
+    else
+      update_bias<Real>(bias, expert_counts(gate_forward<Real>(gate, {.logits = logits, .bias = bias})),
+                        rate);
+  }
+}
+
+template void balance_bias(const GateConfig&, View2<const float>, std::int64_t, std::span<float>, double);
+template void balance_bias(const GateConfig&, View2<const double>, std::int64_t, std::span<double>, double);
 template void apply_jitter(View2<float>, double, std::uint64_t, std::int64_t);
 template void apply_jitter(View2<double>, double, std::uint64_t, std::int64_t);
 template void add_logit_noise(View2<float>, double, std::uint64_t, std::int64_t);

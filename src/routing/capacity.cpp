@@ -33,26 +33,8 @@ Enum parse_name(std::string_view what, std::string_view given, const Names<Enum>
   refuse("{} \"{}\" is not known; {}", what, given, allowed_names(wanted, known));
 }
 
-const char* formula_name(CapacityFormula formula) {
-  switch (formula) {
-    case CapacityFormula::ceil:
-      return "ceil";
-    case CapacityFormula::megatron:
-      return "megatron";
-    case CapacityFormula::megablocks:
-      return "megablocks";
-    case CapacityFormula::tutel:
-      return "tutel";
-    case CapacityFormula::compat_sweep:
-      return "compat-sweep";
-    case CapacityFormula::compat_bench:
-      return "compat-bench";
-  }
-  return "?";
-}
-
 void check_rule(const CapacityRule& rule, std::int64_t tokens, std::int32_t top_k, std::int32_t experts) {
-  const char* name = formula_name(rule.formula);
+  const char* name = capacity_formula_name(rule.formula);
   if (tokens < 0) refuse("capacity ({}): {} tokens; at least 0 are needed", name, tokens);
   if (experts < 1) refuse("capacity ({}): {} experts; at least 1 is needed", name, experts);
   if (top_k < 1 || top_k > experts)
@@ -172,10 +154,28 @@ void check_same(const GateOutput<Real>& gate, const CapacityPlan& plan) {
 
 }  // namespace
 
+const char* capacity_formula_name(CapacityFormula formula) noexcept {
+  switch (formula) {
+    case CapacityFormula::ceil:
+      return "ceil";
+    case CapacityFormula::megatron:
+      return "megatron";
+    case CapacityFormula::megablocks:
+      return "megablocks";
+    case CapacityFormula::tutel:
+      return "tutel";
+    case CapacityFormula::compat_sweep:
+      return "compat-sweep";
+    case CapacityFormula::compat_bench:
+      return "compat-bench";
+  }
+  return "?";
+}
+
 std::int64_t expert_capacity(const CapacityRule& rule, std::int64_t num_tokens, std::int32_t top_k,
                              std::int32_t num_experts, std::int64_t max_load) {
   check_rule(rule, num_tokens, top_k, num_experts);
-  const char* name = formula_name(rule.formula);
+  const char* name = capacity_formula_name(rule.formula);
   const auto largest_load = [&] {
     if (max_load < 0)
       refuse("capacity ({}): factor {} asks for the largest load of an expert, which was not given", name,

@@ -100,14 +100,16 @@ Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::ui
   const std::uint64_t logit_seed = detail::purpose_seed(seed, detail::Purpose::logits);
   std::vector<float> logits(at(shape.num_tokens * experts));
   std::vector<std::int64_t> token_ids(at(shape.num_tokens));
+  std::vector<float> bias(at(experts));
   Trace trace;
   trace.num_experts = gate.num_experts;
   trace.top_k = gate.top_k;
   trace.source = fmt::format(
-      "shunt trace generate: gate {} on {}, skew {}, jitter {}, noise {}, seed {}", gate.name,
+      "shunt trace generate: gate {} on {}, skew {}, jitter {}, noise {}, {} updates of the bias, seed {}",
+      gate.name,
       of.network.empty() ? "random logits"
                          : fmt::format("logits of a network {} of {} elements", of.network, of.hidden),
-      skew, of.jitter, of.noise, seed);
+      skew, of.jitter, of.noise, of.balance_steps, seed);
   trace.steps.resize(at(steps));
   for (std::int32_t step = 0; step < steps; ++step) {
     for (std::int32_t group = 0; group < shape.num_groups; ++group) {
@@ -133,6 +135,10 @@ Trace make_gate_trace(const GateConfig& gate, const RoutingShape& shape, std::ui
       if (of.noise != 0) add_logit_noise(z, of.noise, seed, first);
       GateInput<float> input{.logits = {logits.data(), shape.num_tokens, experts}};
       if (gate.selection == Selection::hash) input.token_ids = token_ids;
+      if (of.balance_steps > 0) {
+        balance_bias<float>(gate, input.logits, of.balance_steps, bias);
+        input.bias = bias;
+      }
       trace.steps[at(step)].push_back(to_routing(gate_forward(gate, input)));
       trace.top_k = std::max(trace.top_k, trace.steps[at(step)].back().top_k);
     }

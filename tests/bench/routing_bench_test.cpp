@@ -107,7 +107,7 @@ TEST(RoutingBenchTest, EveryGateCanBePacked) {
     point.num_experts = 16;
     point.gate = gate;
     if (gate.find("top1") != std::string::npos) point.top_k = 1;
-    point.renormalise = Renormalise::keep_sum;
+    if (!gate.starts_with("compat-top")) point.renormalise = Renormalise::keep_sum;
     point.impls = {"simd"};
     point.iterations = 1;
     const RoutingResult result = measure_point(point);
@@ -210,6 +210,35 @@ TEST(RoutingBenchTest, CountsBytesByBothFormulas) {
   EXPECT_GT(result.load.cv, result.kept_load.cv);
 }
 
+// Experts take what the factor leaves them, so nothing is dropped; bytes go by K as asked, whatever the width of rows.
+TEST(RoutingBenchTest, ExpertChoiceTakesWhatTheFactorSays) {
+  for (const double factor : {0.25, 0.5, 2.0}) {
+    RoutingPoint point = small(RoutingWork::capacity);
+    point.gate = "expert-choice";
+    point.impls = {"simd"};
+    point.capacity_factor = factor;
+    const RoutingResult result = measure_point(point);
+    EXPECT_FALSE(result.failed);
+    EXPECT_EQ(result.load.total, 12 * result.capacity) << factor;
+    EXPECT_EQ(result.load.max, result.capacity);
+    EXPECT_EQ(result.avg_drop_rate, 0.0);
+    EXPECT_EQ(result.bytes_per_token_strict(), (2 + 2 * 3) * 37 * 2);
+    EXPECT_EQ(result.requested_k, 3);
+  }
+}
+
+TEST(RoutingBenchTest, BalanceStepsEvenTheLoad) {
+  for (const char* gate : {"quantile", "sigmoid"}) {
+    RoutingPoint point = small(RoutingWork::routing);
+    point.gate = gate;
+    point.impls = {"simd"};
+    point.iterations = 1;
+    const double before = measure_point(point).load.cv;
+    point.balance_steps = 200;
+    EXPECT_LT(measure_point(point).load.cv, 0.5 * before) << gate;
+  }
+}
+
 TEST(RoutingBenchTest, ChecksFindWhatIsWrong) {
   const RoutingPoint point = small(RoutingWork::routing);
   GateOutput<float> gate{point.tokens, point.num_experts, point.top_k, {}, {}};
@@ -291,6 +320,12 @@ TEST(RoutingBenchTest, RefusesWhatCannotBe) {
     change(point);
     return refusal([&point] { (void)measure_point(point); });
   };
+  EXPECT_NE(asked([](RoutingPoint& p) { p.gate = "hash", p.balance_steps = 1; }).find("--balance-steps is 1"),
+            std::string::npos);
+  EXPECT_NE(asked([](RoutingPoint& p) {
+              p.gate = "compat-topk-hard", p.renormalise = Renormalise::keep_sum;
+            }).find("adds outputs up"),
+            std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.top_k = 13; }).find("top-k 13 is outside [1, 12]"),
             std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.capacity_factor = 0; }).find("factor 0"), std::string::npos);
@@ -302,7 +337,7 @@ TEST(RoutingBenchTest, RefusesWhatCannotBe) {
     EXPECT_NE(asked([](RoutingPoint& p) { p.impls = {"torch"}; }).find("install-dependencies torch"),
               std::string::npos);
   }
-  EXPECT_NE(asked([](RoutingPoint& p) { p.router = "line"; }).find("did you mean linear?"),
+  EXPECT_NE(asked([](RoutingPoint& p) { p.router = "line"; }).find("did you mean \"linear\"?"),
             std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.jitter = 0.1; }).find("--router-arch"), std::string::npos);
   EXPECT_NE(asked([](RoutingPoint& p) { p.temperature = 0; }).find("--temperature"), std::string::npos);
@@ -340,7 +375,7 @@ TEST(SweepTest, MeasuresEachPointOnce) {
   output.text = [&text](const std::string& part) { text += part; };
   (void)run_sweep(options, {"shunt"}, output);
   EXPECT_EQ(text.find("topk=1 "), std::string::npos) << text;
-  EXPECT_NE(text.find("capacity simd tokens=20 hidden=16 experts=4 topk=2"), std::string::npos) << text;
+  EXPECT_NE(text.find(" tokens=20 hidden=16 experts=4 topk=2"), std::string::npos) << text;
   options.dry_run = false;
   report = run_sweep(options, {"shunt"}, {});
   EXPECT_EQ(report.measured, 4);

@@ -40,7 +40,8 @@ struct RoutingPoint {
   double temperature = 1.0;  ///< Of the gate
   double jitter = 0;  ///< Before the router, a factor in [1 - jitter, 1 + jitter) of each element of a token
   double noise = 0;   ///< Deviation of normal noise on the logits
-  double capacity_factor = 1.0;  ///< capacity only
+  std::int64_t balance_steps = 0;  ///< Updates of the gate's bias before it chooses (balance_bias)
+  double capacity_factor = 1.0;    ///< capacity only
   CapacityFormula formula = CapacityFormula::ceil;
   Renormalise renormalise = Renormalise::no;         ///< Of the weights that dropping leaves
   std::vector<std::string> impls{"scalar", "simd"};  ///< Of impl_names()
@@ -64,7 +65,8 @@ struct RoutingRow {
 };
 
 struct RoutingResult {
-  RoutingPoint point;            ///< threads as they were
+  RoutingPoint point;            ///< threads as they were, top_k the width of a row of ids
+  std::int32_t requested_k = 0;  ///< K as asked; expert choice has wider rows, filled with -1
   std::vector<RoutingRow> rows;  ///< copy last; topk has none
   double router_ms = 0;          ///< The router, run once, without warm-up, by all threads; 0: there is none
   LoadStatistics load{};         ///< Of all selections
@@ -79,7 +81,7 @@ struct RoutingResult {
   bool failed = false;           ///< Some row is wrong
 
   /// (2 + 2K) H bytes: a token is read and written K times, then K rows are read and one is written; of one half
-  /// (1 + K) H. 0: topk.
+  /// (1 + K) H; K as asked. 0: topk.
   [[nodiscard]] std::int64_t bytes_per_token_strict() const;
   /// T times that.
   [[nodiscard]] std::int64_t strict_bytes() const;

@@ -36,6 +36,7 @@ struct CapacityRule {
 
 /// Errors: Errc::invalid_argument on an unknown name, with the nearest one.
 [[nodiscard]] CapacityFormula parse_capacity_formula(std::string_view name);
+[[nodiscard]] const char* capacity_formula_name(CapacityFormula formula) noexcept;
 
 /// Who stays where more tokens want an expert than it takes.
 enum class DropOrder : std::uint8_t {

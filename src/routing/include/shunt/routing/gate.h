@@ -155,6 +155,14 @@ template <class Real>
 template <class Real>
 void update_bias(std::span<Real> bias, std::span<const std::int64_t> counts, double rate = 1e-3);
 
+/// `steps` updates of the bias of a gate on the same logits: by quantiles where the gate selects by logit, else
+/// update_bias with the counts that the bias before made.
+/// Errors: Errc::invalid_argument on a gate that takes no bias (selection other than top_k), as gate_forward,
+///         update_bias and update_quantile_bias.
+template <class Real>
+void balance_bias(const GateConfig& gate, View2<const Real> logits, std::int64_t steps, std::span<Real> bias,
+                  double rate = 1e-3);
+
 /// Quantile balancing: moves the bias (-β) of a gate that selects by logit / τ + bias towards the one with which every
 /// expert gets T K / E of these tokens. With α_t the (K+1)-th largest of logits_t / τ + bias, β_e becomes the
 /// (floor(T K / E) + 1)-th largest over t of logits_te / τ - α_t; the new bias is decay * bias - (1 - decay) * β.

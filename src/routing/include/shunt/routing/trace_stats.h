@@ -25,6 +25,8 @@ struct TraceLogits {
   std::int64_t hidden = 64;  ///< Elements of the normal tokens that the network reads
   double jitter = 0;         ///< Of those, as apply_jitter
   double noise = 0;          ///< As add_logit_noise
+  /// Updates (balance_bias) of one bias, which the gate keeps, on the logits of each group of each step before it chooses.
+  std::int64_t balance_steps = 0;
 };
 
 /// A trace of what a gate makes of random logits: z_te = N(0, 1), or what a network with random weights makes of normal
