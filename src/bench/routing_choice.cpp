@@ -71,7 +71,8 @@ GateOutput<float> make_choice(const RoutingPoint& point, Team& team, double& rou
   gate.seed = point.seed;
   gate.temperature = point.temperature;
   // Experts take what they have room for.
-  if (point.work == RoutingWork::capacity) gate.capacity_factor = point.capacity_factor;
+  if (point.work == RoutingWork::capacity && point.capacity_factor > 0)
+    gate.capacity_factor = point.capacity_factor;
   GateInput<float> input{.logits = {logits.data(), point.tokens, point.num_experts}};
   std::vector<std::int64_t> tokens;
   if (gate.selection == Selection::hash) {

@@ -120,7 +120,7 @@ TEST_F(TraceTest, RoutingBenchmarksAndSweepsRun) {
   const std::vector<std::pair<std::vector<std::string>, const char*>> refused{
       {{"bench", "topk", "--top-k", "200"}, "outside [1, 128]"},
       {{"bench", "routing", "--gate", "softkk"}, "did you mean \"softk\"?"},
-      {{"bench", "capacity", "--capacity-factors", "0"}, "--capacity-factors"},
+      {{"bench", "capacity", "--capacity-factors", "0"}, "factor 0 is not a finite number > 0"},
       {{"bench", "capacity", "--impl", "fast"}, "allowed: scalar, simd, torch"},
       {{"bench", "routing", "--jitter", "0.1"}, "--router-arch"},
       {{"sweep", "pack", "--experts", "0"}, "--experts"},
