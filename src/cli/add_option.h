@@ -10,9 +10,9 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
-#include <shunt/bench/options.h>
 #include <shunt/core/error.h>
 #include <shunt/core/nearest.h>
+#include <shunt/core/parse.h>
 #include <shunt/transport/launch.h>
 
 namespace shunt::cli {
@@ -30,7 +30,7 @@ template <class T>
 void add_whole(CLI::App& app, const std::string& name, const std::string& help, T& value, std::int64_t min,
                std::int64_t max) {
   add_text(app, name, help, "N", [&value, min, max](const std::string& option, const std::string& text) {
-    value = static_cast<T>(bench::parse_whole(option, text, min, max));
+    value = static_cast<T>(parse_whole(option, text, min, max));
   });
 }
 
@@ -50,7 +50,7 @@ inline void add_list(CLI::App& app, const std::string& name, const std::string& 
          [name, &values](const std::vector<std::string>& given) {
            values.clear();
            for (const std::string& text : given)
-             for (std::string& part : bench::split_list(name, text)) values.push_back(std::move(part));
+             for (std::string& part : split_list(name, text)) values.push_back(std::move(part));
          },
          help)
       ->type_name("NAME,...")

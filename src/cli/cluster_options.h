@@ -33,7 +33,7 @@ inline void add_cluster(CLI::App& app, ClusterOptions& o, const std::string& def
             1 << 22);
   add_text(app, "--oversubscription", "Of the spine: bandwidth below over bandwidth above (1)", "X",
            [&o](const std::string& option, const std::string& text) {
-             o.machine.oversubscription = bench::parse_number(option, text, 1, 64);
+             o.machine.oversubscription = parse_number(option, text, 1, 64);
            });
 }
 

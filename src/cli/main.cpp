@@ -41,15 +41,10 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const std::string hint = shunt::cli::suggestion(app, arguments);
-    if (error.get_exit_code() != 0 && !hint.empty()) {
-      fmt::print(stderr, "shunt: {}\n", hint);
-      return 2;
-    }
-    // The library has codes of its own; here 0 is help and version, and 2 whatever the user can mend.
+    // CLI11 has codes of its own; here 0 is help and version, and 2 whatever the user can mend.
     if (error.get_exit_code() == 0) return app.exit(error);
-    const std::string name = shunt::cli::command_name(app);
-    fmt::print(stderr, "{}: {} ({} --help says more)\n", name, error.what(), name);
+    const bool all_known = shunt::cli::suggestion(app, arguments).empty();
+    fmt::print(stderr, "{}{}\n", all_known ? "" : "shunt: ", shunt::cli::refusal(app, arguments, error));
     return 2;
   }
   return command ? command() : 2;

@@ -1,9 +1,7 @@
 #include "plan.h"
 
-#include <cstdio>
 #include <memory>
 
-#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include <shunt/cluster/model.h>
@@ -12,6 +10,7 @@
 
 #include "add_option.h"
 #include "commands.h"
+#include "output.h"
 
 namespace shunt::cli {
 
@@ -21,7 +20,7 @@ void add_format(CLI::App& app, plan::Format& format) {
 }
 
 void print_report(const plan::Report& report, plan::Format format) {
-  fmt::print("{}", plan::render(report, format));
+  print_text(plan::render(report, format));
 }
 
 namespace {

@@ -106,7 +106,7 @@ void add_plan_affinity(CLI::App& parent, Command& command) {
   };
   noted("--ep", "Ranks that hold experts, from rank 0 (all GPUs)", "N",
         [o](const std::string& option, const std::string& text) {
-          o->ep = bench::parse_whole(option, text, 1, 1 << 16);
+          o->ep = parse_whole(option, text, 1, 1 << 16);
         });
   noted("--routing",
         "What tokens choose: uniform, powerlaw:A, grouped:G,T, trace:FILE, text:FILE (powerlaw:1.01)", "SPEC",
@@ -116,18 +116,18 @@ void add_plan_affinity(CLI::App& parent, Command& command) {
         });
   noted("--tokens", "Tokens of each rank (256)", "N",
         [o](const std::string& option, const std::string& text) {
-          o->tokens = bench::parse_whole(option, text, 1, 1 << 16);
+          o->tokens = parse_whole(option, text, 1, 1 << 16);
         });
   noted("--seed", "Of the routing (17)", "N", [o](const std::string& option, const std::string& text) {
-    o->seed = bench::parse_whole(option, text, 0, std::int64_t{1} << 62);
+    o->seed = parse_whole(option, text, 0, std::int64_t{1} << 62);
   });
   noted("--redundant-experts", "Copies beyond the first, for latency_balanced (0)", "N",
         [o](const std::string& option, const std::string& text) {
-          o->redundant = bench::parse_whole(option, text, 0, 1 << 16);
+          o->redundant = parse_whole(option, text, 0, 1 << 16);
         });
   noted("--max-imbalance", "Load of a rank over the mean that affinity may make (1.1)", "X",
         [o](const std::string& option, const std::string& text) {
-          o->residence.max_imbalance = bench::parse_number(option, text, 1, 1e6);
+          o->residence.max_imbalance = parse_number(option, text, 1, 1e6);
         });
   noted("--path", "automatic, flat, hierarchical or rail_aligned (automatic)", "NAME",
         [o](const std::string&, const std::string& text) { o->residence.path = parse_exchange_path(text); });
@@ -137,7 +137,7 @@ void add_plan_affinity(CLI::App& parent, Command& command) {
         [o](const std::string&, const std::string& text) { o->combine = text; });
   noted("--strategy", "Some of linear, round_robin, hash, locality, latency_balanced, affinity (all)",
         "NAME,...", [o](const std::string& option, const std::string& text) {
-          o->residence.strategies = bench::split_list(option, text);
+          o->residence.strategies = split_list(option, text);
         });
   add_format(*app, o->format);
   app->callback([&command, o] { command = [o] { return run(*o); }; });

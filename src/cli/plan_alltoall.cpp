@@ -106,7 +106,7 @@ void add_plan_alltoall(CLI::App& parent, Command& command) {
             e.sms, 0, 1 << 20);
   add_text(*app, "--imbalance", "Load of the busiest rank over the mean (1)", "X",
            [o](const std::string& option, const std::string& text) {
-             o->exchange.imbalance = bench::parse_number(option, text, 0, 1e9);
+             o->exchange.imbalance = parse_number(option, text, 0, 1e9);
            });
   app->add_flag_callback(
       "--not-overlapped", [o] { o->exchange.overlapped = false; },

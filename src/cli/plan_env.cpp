@@ -88,7 +88,7 @@ void add_plan_env(CLI::App& parent, Command& command) {
             1 << 20);
   add_text(*app, "--gpu-util", "Share of the GPU's memory, for the commands (0.9)", "X",
            [o](const std::string& option, const std::string& text) {
-             o->environment.gpu_util = bench::parse_number(option, text, 0.01, 1.0);
+             o->environment.gpu_util = parse_number(option, text, 0.01, 1.0);
            });
   app->add_option("--lint", o->lint, "Judges the NAME=value lines of this file, - for standard input")
       ->type_name("FILE");

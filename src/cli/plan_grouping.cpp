@@ -73,7 +73,7 @@ void add_plan_grouping(CLI::App& parent, Command& command) {
       ->type_name("FILE");
   add_text(*app, "--power-law", "Loads of rank^-A in a shuffled order, without --loads (1.01)", "A",
            [o](const std::string& option, const std::string& text) {
-             o->alpha = bench::parse_number(option, text, 0, 10);
+             o->alpha = parse_number(option, text, 0, 10);
              o->alpha_given = true;
            });
   add_whole(*app, "--seed", "Of that order (17)", o->seed, 0, std::int64_t{1} << 62);

@@ -49,7 +49,7 @@ void add_choice(CLI::App& app, const std::string& name, const std::string& help,
 void add_count(CLI::App& app, const std::string& name, const std::string& help, std::int64_t& value,
                std::vector<std::string>& given) {
   add_text(app, name, help, "N", [&value, &given](const std::string& option, const std::string& text) {
-    value = bench::parse_whole(option, text, 0, kMany);
+    value = parse_whole(option, text, 0, kMany);
     given.push_back(option);
   });
 }
@@ -57,7 +57,7 @@ void add_count(CLI::App& app, const std::string& name, const std::string& help, 
 void add_real(CLI::App& app, const std::string& name, const std::string& help, double min, double max,
               const std::function<void(double)>& set) {
   add_text(app, name, help, "X", [min, max, set](const std::string& option, const std::string& text) {
-    set(bench::parse_number(option, text, min, max));
+    set(parse_number(option, text, min, max));
   });
 }
 
@@ -96,8 +96,8 @@ void add_layout(CLI::App& app, Options& o) {
   add_text(app, "--stage-layers", "Layers of each stage (evenly)", "N,...",
            [&layout](const std::string& option, const std::string& text) {
              layout.stage_layers.clear();
-             for (const std::string& part : bench::split_list(option, text))
-               layout.stage_layers.push_back(bench::parse_whole(option, part, 1, 1 << 20));
+             for (const std::string& part : split_list(option, text))
+               layout.stage_layers.push_back(parse_whole(option, part, 1, 1 << 20));
            });
 }
 
@@ -120,8 +120,7 @@ void add_training(CLI::App& app, Options& o) {
            "With selective: core_attn, layernorm, activation, mla_up_proj, mlp, moe (core_attn)", "NAME,...",
            [&t, &given](const std::string& option, const std::string& text) {
              t.parts = {false};
-             for (const std::string& part : bench::split_list(option, text))
-               set_recomputed_part(part, t.parts);
+             for (const std::string& part : split_list(option, text)) set_recomputed_part(part, t.parts);
              given.push_back(option);
            });
   add_switch(

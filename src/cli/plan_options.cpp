@@ -32,12 +32,12 @@ class Adder {
   }
   void count(const char* name, const std::string& help, std::int64_t& value, std::int64_t least = 0) {
     text(name, help, "N", [&value, least](const std::string& option, const std::string& given) {
-      value = bench::parse_whole(option, given, least, kMany);
+      value = parse_whole(option, given, least, kMany);
     });
   }
   void real(const char* name, const std::string& help, double& value, double least, double most) {
     text(name, help, "X", [&value, least, most](const std::string& option, const std::string& given) {
-      value = bench::parse_number(option, given, least, most);
+      value = parse_number(option, given, least, most);
     });
   }
   template <class T>
@@ -63,8 +63,8 @@ void add_layout(CLI::App& app, plan::Layout& layout) {
   add.text("--stage-layers", "Layers of each stage (evenly)", "N,...",
            [&layout](const std::string& option, const std::string& text) {
              layout.stage_layers.clear();
-             for (const std::string& part : bench::split_list(option, text))
-               layout.stage_layers.push_back(bench::parse_whole(option, part, 1, 1 << 20));
+             for (const std::string& part : split_list(option, text))
+               layout.stage_layers.push_back(parse_whole(option, part, 1, 1 << 20));
            });
 }
 

@@ -15,6 +15,7 @@
 #include <shunt/plan/lab.h>
 
 #include "add_option.h"
+#include "output.h"
 #include "plan.h"
 
 namespace shunt::cli {
@@ -57,7 +58,7 @@ bool takes(const Target& target, const std::string& option) {
 
 void set_target_option(Settings& s, const Given& given) {
   const auto& [name, value] = given;
-  const auto count = [&] { return bench::parse_whole(given.name, given.value, 1, 1 << 30); };
+  const auto count = [&] { return parse_whole(given.name, given.value, 1, 1 << 30); };
   if (name == "--validate") {
     s.validate = true;
   } else if (name == "--spec") {
@@ -77,7 +78,7 @@ void set_target_option(Settings& s, const Given& given) {
   } else if (name == "--max-seqs") {
     s.max_seqs = count();
   } else {
-    s.gpu_util = bench::parse_number(name, value, 0.01, 1.0);
+    s.gpu_util = parse_number(name, value, 0.01, 1.0);
   }
 }
 
@@ -314,7 +315,7 @@ void add_plan_list_targets(CLI::App& parent, Command& command) {
       for (const Target& target : plan::lab::targets())
         targets.rows.push_back({fmt::format("moe_parallelism:{}", target.name)});
       if (*format == plan::Format::text) {
-        for (const auto& row : targets.rows) fmt::print("{}\n", std::get<std::string>(row[0]));
+        for (const auto& row : targets.rows) print_text(std::get<std::string>(row[0]) + "\n");
         return 0;
       }
       plan::Report report("plan_targets");

@@ -57,12 +57,12 @@ void add_plan_schedule(CLI::App& parent, Command& command) {
             std::int64_t{1} << 40);
   add_text(*app, "--chunks", "Model chunks of a stage, for interleaved (2)", "N",
            [o](const std::string& option, const std::string& text) {
-             o->schedule.chunks = bench::parse_whole(option, text, 1, 1 << 20);
+             o->schedule.chunks = parse_whole(option, text, 1, 1 << 20);
              o->chunks = true;
            });
   const auto time = [&](const char* name, const char* help, double& value, bool half) {
     add_text(*app, name, help, "MS", [o, &value, half](const std::string& option, const std::string& text) {
-      value = bench::parse_number(option, text, 0, 1e12);
+      value = parse_number(option, text, 0, 1e12);
       o->halves = o->halves || half;
     });
   };
@@ -71,8 +71,8 @@ void add_plan_schedule(CLI::App& parent, Command& command) {
            "backward passes in proportion to the first",
            "MS,...", [o](const std::string& option, const std::string& text) {
              std::vector<double> times;
-             for (const std::string& part : bench::split_list(option, text))
-               times.push_back(bench::parse_number(option, part, 0, 1e12));
+             for (const std::string& part : split_list(option, text))
+               times.push_back(parse_number(option, part, 0, 1e12));
              o->schedule.stage_forward.clear();
              o->schedule.times.forward = times.front();
              if (times.size() > 1) o->schedule.stage_forward = times;

@@ -28,7 +28,7 @@ void add_plan_search(CLI::App& parent, Command& command) {
   add_whole(*app, "--max-gpus", "Serving: most GPUs of one instance (all)", s.most_gpus, 1, 1 << 22);
   const auto target = [&](const char* name, const char* help, double& value) {
     add_text(*app, name, help, "X", [&value](const std::string& option, const std::string& text) {
-      value = bench::parse_number(option, text, 1e-9, 1e15);
+      value = parse_number(option, text, 1e-9, 1e15);
     });
   };
   target("--ttft-ms", "Prefill: latest first token, in ms", s.ttft_ms);
@@ -37,8 +37,8 @@ void add_plan_search(CLI::App& parent, Command& command) {
   add_text(*app, "--batches",
            "Serving: sequences (decode) or prompts (prefill) of a data-parallel rank to try (1,2,4,...)",
            "N,...", [o](const std::string& option, const std::string& text) {
-             for (const std::string& part : bench::split_list(option, text))
-               o->search.batches.push_back(bench::parse_whole(option, part, 1, 1 << 20));
+             for (const std::string& part : split_list(option, text))
+               o->search.batches.push_back(parse_whole(option, part, 1, 1 << 20));
            });
   add_whole(*app, "--top", "Plans to list (10)", s.shown, 1, 1000);
   add_format(*app, o->format);

@@ -1,6 +1,5 @@
 #include <memory>
 
-#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include <shunt/cluster/calibration.h>
@@ -8,6 +7,7 @@
 #include <shunt/core/record.h>
 
 #include "commands.h"
+#include "output.h"
 
 namespace shunt::cli {
 namespace {
@@ -27,7 +27,7 @@ int run(const Typed& typed) {
   const CostModel model(calibration, hardware_directory());
   const std::string text = typed.format == "json" ? predicted_json(file, model) : predicted_csv(file, model);
   if (typed.output.empty())
-    fmt::print("{}", text);
+    print_text(text);
   else
     write_new_file(typed.output, text);
   return 0;

@@ -69,7 +69,7 @@ struct Stats {
 int stats(const Stats& given, const std::vector<std::string>& arguments) {
   std::vector<double> factors;
   for (const std::string& text : given.factors)
-    factors.push_back(bench::parse_number("--capacity-factors", text, 1e-6, 1e6));
+    factors.push_back(parse_number("--capacity-factors", text, 1e-6, 1e6));
   if (!given.each.empty() && given.each != "step" && given.each != "group")
     refuse("--each: \"{}\" is not allowed; allowed: step, group", given.each);
   const TraceDetail detail = given.each.empty()     ? TraceDetail::whole
@@ -105,7 +105,7 @@ void add_generate(CLI::App& trace, Command& command) {
     add_text(*app, name, help, "X",
              [typed, &value, least, most](const std::string& option, const std::string& text) {
                typed->of_gate = true;
-               value = bench::parse_number(option, text, least, most);
+               value = parse_number(option, text, least, most);
              });
   };
   of_gate("--skew", "Deviation of what experts are liked, beside 1 of each token (default 0; gates)",
@@ -120,7 +120,7 @@ void add_generate(CLI::App& trace, Command& command) {
   add_text(*app, "--hidden", "Elements of those tokens (default 64; gates)", "N",
            [typed](const std::string& option, const std::string& text) {
              typed->of_gate = true;
-             typed->logits.hidden = bench::parse_whole(option, text, 1, 1 << 16);
+             typed->logits.hidden = parse_whole(option, text, 1, 1 << 16);
            });
   of_gate("--jitter", "Factor in [1 - X, 1 + X) of what the network reads (default 0; gates)",
           typed->logits.jitter, 0, 0.999);

@@ -4,10 +4,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <shunt/cluster/preset_folder.h>
 #include <shunt/core/error.h>
 
 #include <shunt/core/nearest.h>
@@ -57,14 +59,20 @@ std::vector<std::string> other_names(const std::string& path) {
 
 }  // namespace
 
+std::string& preset_folder() noexcept {
+  static std::string folder;
+  return folder;
+}
+
 std::string find_directory(const char* environment, const std::string& folder) {
   if (const char* given = std::getenv(environment); given != nullptr && *given != '\0') return given;
   std::error_code code;
   const fs::path program = fs::read_symlink("/proc/self/exe", code);
   const fs::path beside = program.parent_path().parent_path() / "share/shunt/presets";
-  for (const fs::path& candidate :
-       {beside, fs::path(SHUNT_SOURCE_PRESETS), fs::path(SHUNT_INSTALLED_PRESETS)}) {
-    if (fs::is_directory(candidate / folder, code)) return (candidate / folder).string();
+  for (const fs::path& candidate : {fs::path(preset_folder()), beside, fs::path(SHUNT_SOURCE_PRESETS),
+                                    fs::path(SHUNT_INSTALLED_PRESETS)}) {
+    if (!candidate.empty() && fs::is_directory(candidate / folder, code))
+      return (candidate / folder).string();
   }
   return "./presets/" + folder;
 }
@@ -117,3 +125,7 @@ std::string stem(const std::string& path) {
 }
 
 }  // namespace shunt::detail
+
+void shunt::set_preset_folder(std::string folder) {
+  shunt::detail::preset_folder() = std::move(folder);
+}

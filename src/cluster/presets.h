@@ -8,7 +8,9 @@ namespace shunt::detail {
 /// Directory of presets: `environment` where that variable is set, else the first that exists of
 /// ../share/shunt/presets/<folder> beside this program's directory, presets/<folder> of the source tree it was
 /// built from, and the same below the install prefix it was configured for; else ./presets/<folder>.
+/// What set_preset_folder() set comes before these folders.
 [[nodiscard]] std::string find_directory(const char* environment, const std::string& folder);
+[[nodiscard]] std::string& preset_folder() noexcept;
 
 /// Names of the .toml files in `directory`, sorted. `kind` ("model") and `environment` are for the message.
 /// Errors: Errc::io where the directory cannot be read.

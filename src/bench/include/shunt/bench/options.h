@@ -9,6 +9,7 @@
 
 #include <shunt/bench/method.h>
 #include <shunt/bench/results.h>
+#include <shunt/core/parse.h>
 #include <shunt/transport/launch.h>
 
 namespace shunt::bench {
@@ -65,14 +66,10 @@ struct AllToAllBenchOptions {
 /// Errors: Errc::invalid_argument with the text, the part that is wrong and what is allowed.
 [[nodiscard]] std::vector<std::int64_t> parse_token_counts(std::string_view text);
 
-/// Parses a whole number in [min, max]; the whole text must be one. `option` names it in the error.
-[[nodiscard]] std::int64_t parse_whole(std::string_view option, std::string_view text, std::int64_t min,
-                                       std::int64_t max);
-/// The same for a number with a fraction.
-[[nodiscard]] double parse_number(std::string_view option, std::string_view text, double min, double max);
+using shunt::parse_number;
+using shunt::parse_whole;
+using shunt::split_list;
 [[nodiscard]] RowLayout parse_layout(std::string_view text);
-/// Splits at commas; empty parts are an error.
-[[nodiscard]] std::vector<std::string> split_list(std::string_view option, std::string_view text);
 
 /// Checks the options against each other and lists the points: presets, then routings, then token counts.
 /// Without --ranks there are `job_ranks`, or 2 where that is 0.
