@@ -14,7 +14,7 @@
 #include <fmt/format.h>
 
 #include <shunt/core/error.h>
-#include <shunt/transport/launch.h>
+#include <shunt/transport/launch_way.h>
 
 extern char** environ;  // NOLINT: the one way to see all variables
 
@@ -71,27 +71,13 @@ std::string meaning_of(const Launch& launch) {
   return {};
 }
 
-const char* way_name(LaunchWay way) {
-  switch (way) {
-    case LaunchWay::local:
-      return "local";
-    case LaunchWay::node:
-      return "node";
-    case LaunchWay::rank:
-      return "rank";
-    case LaunchWay::mpi:
-      return "mpi";
-  }
-  return "";
-}
-
 Record launch_record() {
   Record record("launch");
   try {
     const Launch launch = detect_launch(0, get);
     record.set("status", "ok")
         .set("reason", "")
-        .set("way", way_name(launch.way))
+        .set("way", launch_way_name(launch.way))
         .set("meaning", meaning_of(launch))
         .set("world_size", std::int64_t{launch.world_size});
   } catch (const Error& error) {

@@ -1,5 +1,5 @@
 // Worlds from Python: forked ranks, ranks that join a job, a rank by itself.
-#include <shunt/transport/launch.h>
+#include <shunt/transport/launch_way.h>
 
 #include <fmt/format.h>
 #include <nanobind/stl/optional.h>
@@ -172,17 +172,7 @@ LaunchSession& session() {
 }
 
 [[nodiscard]] std::string launch_way() {
-  switch (environment().way) {
-    case LaunchWay::node:
-      return "node";
-    case LaunchWay::rank:
-      return "rank";
-    case LaunchWay::mpi:
-      return "mpi";
-    case LaunchWay::local:
-      break;
-  }
-  return "local";
+  return launch_way_name(environment().way);
 }
 
 [[nodiscard]] nb::list transports() {

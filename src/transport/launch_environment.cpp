@@ -4,7 +4,7 @@
 #include <limits>
 
 #include <shunt/core/error.h>
-#include <shunt/transport/launch.h>
+#include <shunt/transport/launch_way.h>
 
 #include "environment.h"
 
@@ -51,6 +51,20 @@ constexpr std::int32_t kMostPort = 65535;
 }
 
 }  // namespace
+
+const char* launch_way_name(LaunchWay way) noexcept {
+  switch (way) {
+    case LaunchWay::local:
+      return "local";
+    case LaunchWay::node:
+      return "node";
+    case LaunchWay::rank:
+      return "rank";
+    case LaunchWay::mpi:
+      return "mpi";
+  }
+  return "";
+}
 
 Launch detect_launch(std::int32_t explicit_ranks, const Lookup& get) {
   if (explicit_ranks > 0) return {};
