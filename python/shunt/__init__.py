@@ -21,6 +21,7 @@ from . import _load  # noqa: F401
 
 # isort: on
 from ._all_to_all import AllToAll, CombineSent, Config, DispatchSent, Received
+from ._cuda import CudaAllToAll, CudaReceived
 from ._errors import (
     CheckFailedError,
     DeadlineError,
@@ -49,6 +50,8 @@ __all__ = [
     "CheckFailedError",
     "CombineSent",
     "Config",
+    "CudaAllToAll",
+    "CudaReceived",
     "DeadlineError",
     "DispatchSent",
     "Error",

@@ -170,23 +170,34 @@ class AllToAll:
     that ``byte_counters`` counts. NumPy has no bfloat16 and no fp8: give their bits as uint16 and uint8, or arrays of
     ml_dtypes.
 
+    On a world whose memory lies on GPUs (``world.device``) the same calls take CUDA tensors: ``AllToAll(...)`` makes a
+    ``shunt.CudaAllToAll``, which says what differs.
+
     Errors leave what docs/errors.md says. Every wait has ``config.deadline`` and releases the GIL.
     """
 
     _combining: CombineSent | None = None
     """The receipt of a ``combine`` that has sent and did not come to its end."""
 
-    def __init__(self, world: World, config: Config, *, arrays: ArrayKind = "numpy") -> None:
+    def __new__(cls, world: World, config: Config, **options: Any) -> AllToAll:
+        """On a world whose memory lies on GPUs a ``CudaAllToAll``."""
+        if cls is AllToAll and world.device is not None:
+            from ._cuda import CudaAllToAll
+
+            return object.__new__(CudaAllToAll)
+        return object.__new__(cls)
+
+    def __init__(self, world: World, config: Config, *, arrays: ArrayKind | None = None) -> None:
         """Collective. Checks and compares the config on all ranks and allocates everything.
 
         :param arrays: what results and views are: "numpy" (bfloat16 as uint16, fp8 as uint8), "ml_dtypes" (NumPy
-            arrays with those element types) or "torch" (fp8 as uint8 where PyTorch has none).
+            arrays with those element types) or "torch" (fp8 as uint8 where PyTorch has none). None: "numpy".
         """
-        check_kind(arrays)
+        self.arrays: ArrayKind = arrays or "numpy"
+        check_kind(self.arrays)
         self.world = world
         self.config = config
-        self.arrays: ArrayKind = arrays
-        self._torch = arrays == "torch"
+        self._torch = self.arrays == "torch"
         self._core = _core.AllToAll(world._core, asdict(config))
         self._tokens = 0
 

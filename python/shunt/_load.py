@@ -7,6 +7,7 @@ end the process at once, past every ``except`` and ``finally``. They leave signa
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 _VARIABLES = ("IPATH_NO_BACKTRACE", "HFI_NO_BACKTRACE")
 
@@ -17,5 +18,9 @@ from . import _core  # noqa: E402
 
 for _name in _unset:
     del os.environ[_name]
+
+# The planner's presets came with the package; one that runs from its sources finds those beside it.
+_presets = Path(__file__).parent / "_tool" / "share" / "shunt" / "presets"
+_core.set_preset_folder(str(_presets) if _presets.is_dir() else "")
 
 __all__ = ["_core"]

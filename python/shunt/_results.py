@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ._command import tool_path
-from ._errors import CheckFailedError, FileError, InvalidArgumentError, UnavailableError
+from . import _core
+from ._errors import FileError, InvalidArgumentError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -157,28 +155,22 @@ def plot_results(results: Results, *, phase: str = "total", axes: Any = None) ->
     return axes
 
 
-def plan(*arguments: str) -> Any:
-    """What ``shunt plan ARGUMENTS --format json`` prints, read: ``plan("params", "r1")`` (docs/planner.md).
+def plan(*arguments: str | os.PathLike[str]) -> Any:
+    """The answer of ``shunt plan ARGUMENTS``: ``plan("params", "r1")`` (docs/planner.md).
 
-    :raises InvalidArgumentError: with the planner's own sentence, where it ends with status 2.
+    The planner runs in this process. The dict is what the command prints with ``--format json``; None where it prints
+    nothing. What ``plan env --lint`` finds is in the dict, whatever the command's status says.
+
+    :raises Error: with the planner's own sentence; InvalidArgumentError where it refuses the arguments.
     """
-    return _json_of("plan", *arguments)
+    return _answer("plan", *arguments)
 
 
 def predict(*arguments: str | os.PathLike[str]) -> Any:
-    """What ``shunt predict ARGUMENTS --format json`` prints, read: ``predict("cases.csv")`` (docs/cost_model.md)."""
-    return _json_of("predict", *(os.fspath(one) for one in arguments))
+    """The answer of ``shunt predict ARGUMENTS``, likewise: ``predict("cases.csv")`` (docs/cost_model.md)."""
+    return _answer("predict", *arguments)
 
 
-def _json_of(*arguments: str) -> Any:
-    command = [tool_path(), *arguments, "--format", "json"]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise UnavailableError(f"{command[0]} cannot be started: {error}") from None
-    said = ended.stderr.strip()
-    if ended.returncode == 2:
-        raise InvalidArgumentError(said)
-    if ended.returncode != 0:
-        raise CheckFailedError(said or f"{Path(command[0]).name} {arguments[0]} ended with status {ended.returncode}")
-    return json.loads(ended.stdout)
+def _answer(*arguments: str | os.PathLike[str]) -> Any:
+    text = _core.planner([*(os.fspath(one) for one in arguments), "--format", "json"])
+    return json.loads(text) if text else None

@@ -113,6 +113,11 @@ class World:
         return self._core.provider
 
     @property
+    def device(self) -> int | None:
+        """The GPU whose memory this world's is, as CUDA and PyTorch number them here; None for host memory."""
+        return self._core.device
+
+    @property
     def closed(self) -> bool:
         """Whether no more calls are possible."""
         return self._core.closed

@@ -2,7 +2,7 @@
 
 The calls have the arguments of the pack and unpack functions of UCCL's baseline benchmark. An item is a token's bytes,
 its local expert id and its weight, side by side; those for a rank follow each other in the order (token, k). Built of
-PyTorch's own operations, so they run where the tensors lie. ``AllToAll`` needs none of this.
+PyTorch's own operations, so they run where the tensors lie, on the CPU or on a GPU. ``AllToAll`` needs none of this.
 """
 
 from __future__ import annotations

@@ -4,19 +4,18 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <array>
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include <shunt/alltoall/all_to_all.h>
 #include <shunt/core/error.h>
 
 #include "arrays.h"
+#include "config.h"
 #include "errors.h"
+#include "holder.h"
 #include "world.h"
 
 namespace nb = nanobind;
@@ -24,128 +23,19 @@ namespace nb = nanobind;
 namespace shunt::python {
 namespace {
 
-/// The library's object and whatever keeps it valid. Arrays that show its memory share it.
-class Holder : public Dependent {
- public:
-  explicit Holder(std::shared_ptr<WorldState> world_in) : world(std::move(world_in)) {}
-  ~Holder() override {
-    if (impl == nullptr) return;
-    if (world->in_own_process()) {
-      world->exclusively([this] { impl.reset(); });
-    } else {
-      static_cast<void>(impl.release());
-    }
-  }
-  void let_go() noexcept override { impl.reset(); }
-
-  [[nodiscard]] AllToAll& get() const {
-    world->check_usable();
-    return *impl;
-  }
-
-  std::shared_ptr<WorldState> world;
-  std::unique_ptr<AllToAll> impl;
-  std::atomic<std::int64_t> handed_out{0};  ///< Grows whenever earlier Received end
-};
-
-template <class T>
-T field(const nb::dict& fields, const char* key, const char* what) {
-  T value{};
-  if (!nb::try_cast(fields[key], value)) refuse(fmt::format("Config: {} must be {}", key, what));
-  return value;
-}
-
-template <class Enum, std::size_t N>
-Enum choice(const nb::dict& fields, const char* key,
-            const std::array<std::pair<const char*, Enum>, N>& names) {
-  const auto text = field<std::string>(fields, key, "a string");
-  std::string allowed;
-  for (const auto& [name, value] : names) {
-    if (text == name) return value;
-    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", name);
-  }
-  refuse(fmt::format("Config: {} is \"{}\"; allowed are {}", key, text, allowed));
-}
-
-[[nodiscard]] AllToAllConfig config_of(const nb::dict& fields) {
-  const auto number = [&](const char* key) {
-    return field<std::int64_t>(fields, key, "a whole number of 64 bits");
-  };
-  const auto small = [&](const char* key) {
-    return field<std::int32_t>(fields, key, "a whole number of 32 bits");
-  };
-  const auto flag = [&](const char* key) { return field<bool>(fields, key, "True or False"); };
-  const auto dtype = [&](const char* key) {
-    return parse_dtype(field<std::string>(fields, key, "an element type"));
-  };
-  AllToAllConfig config;
-  config.max_tokens = number("max_tokens");
-  config.num_experts = small("num_experts");
-  config.top_k = small("top_k");
-  config.hidden = number("hidden");
-  config.token_dtype = dtype("token_dtype");
-  config.payload = dtype("payload");
-  config.scale = choice(fields, "scale",
-                        std::array{std::pair{"none", ScaleType::none}, std::pair{"float32", ScaleType::f32},
-                                   std::pair{"ue8m0", ScaleType::ue8m0}});
-  config.scale_block = number("scale_block");
-  config.expert_dtype = dtype("expert_dtype");
-  config.out_dtype = dtype("out_dtype");
-  config.dp_size = small("dp_size");
-  config.layout =
-      choice(fields, "layout",
-             std::array{std::pair{"packed", RowLayout::packed}, std::pair{"padded", RowLayout::padded}});
-  config.alignment = number("alignment");
-  config.padding =
-      choice(fields, "padding",
-             std::array{std::pair{"untouched", PaddingRows::untouched}, std::pair{"zero", PaddingRows::zero},
-                        std::pair{"poison", PaddingRows::poison}});
-  config.delivery = choice(fields, "delivery",
-                           std::array{std::pair{"rows", Delivery::rows}, std::pair{"view", Delivery::view}});
-  config.movement = choice(
-      fields, "movement",
-      std::array{std::pair{"automatic", Movement::automatic}, std::pair{"pull", Movement::pull},
-                 std::pair{"push", Movement::push}, std::pair{"push_streaming", Movement::push_streaming}});
-  config.push_from_bytes = number("push_from_bytes");
-  config.stream_from_bytes = number("stream_from_bytes");
-  config.max_recv_rows = number("max_recv_rows");
-  config.path = choice(fields, "path",
-                       std::array{std::pair{"automatic", Path::automatic}, std::pair{"flat", Path::flat},
-                                  std::pair{"hierarchical", Path::hierarchical}});
-  config.presum = flag("presum");
-  config.on_peer_loss =
-      choice(fields, "on_peer_loss",
-             std::array{std::pair{"fail", PeerLoss::fail}, std::pair{"mask", PeerLoss::mask}});
-  config.check_messages = flag("check_messages");
-  config.counts_by_group = flag("counts_by_group");
-  config.record_waits = flag("record_waits");
-  config.check_replicas = flag("check_replicas");
-  const auto deadline = field<double>(fields, "deadline", "a number of seconds");
-  if (!(deadline >= 0.001 && deadline <= 1e6))
-    refuse(fmt::format("Config: deadline is {} s; 0.001 to 1000000 are allowed", deadline));
-  config.deadline = std::chrono::milliseconds(static_cast<std::int64_t>(deadline * 1000));
-  return config;
-}
-
 /// Receipt of a send half.
 template <Half half>
 struct PySent {
   Sent<half> receipt;
 };
 
-[[nodiscard]] nb::capsule keep(const std::shared_ptr<Holder>& holder) {
-  auto copy = std::make_unique<std::shared_ptr<Holder>>(holder);
-  nb::capsule owner(copy.get(),
-                    [](void* pointer) noexcept { delete static_cast<std::shared_ptr<Holder>*>(pointer); });
-  static_cast<void>(copy.release());
-  return owner;
-}
-
 [[nodiscard]] std::size_t size(std::int64_t value) {
   return static_cast<std::size_t>(value);
 }
 
-[[nodiscard]] nb::object show_rows(const std::shared_ptr<Holder>& holder, const Rows& rows, bool writable,
+using Holding = Holder<AllToAll>;
+
+[[nodiscard]] nb::object show_rows(const std::shared_ptr<Holding>& holder, const Rows& rows, bool writable,
                                    bool torch) {
   return show({.data = rows.data,
                .shape = {size(rows.rows), size(rows.hidden)},
@@ -154,17 +44,9 @@ struct PySent {
               torch, keep(holder));
 }
 
-[[nodiscard]] std::int64_t scale_columns(const AllToAllConfig& config) {
-  return (config.hidden + config.scale_block - 1) / config.scale_block;
-}
-
-[[nodiscard]] nb::dlpack::dtype scale_element(ScaleType type) {
-  return type == ScaleType::f32 ? nb::dtype<float>() : nb::dtype<std::uint8_t>();
-}
-
 class PyReceived {
  public:
-  PyReceived(std::shared_ptr<Holder> from, const Received& received)
+  PyReceived(std::shared_ptr<Holding> from, const Received& received)
       : holder_(std::move(from)), received_(received), handed_out_(holder_->handed_out) {}
 
   [[nodiscard]] bool valid() const noexcept {
@@ -222,7 +104,7 @@ class PyReceived {
   }
 
  private:
-  [[nodiscard]] const std::shared_ptr<Holder>& holder() const {
+  [[nodiscard]] const std::shared_ptr<Holding>& holder() const {
     check_valid();
     return holder_;
   }
@@ -243,7 +125,7 @@ class PyReceived {
                 keep(holder()));
   }
 
-  std::shared_ptr<Holder> holder_;
+  std::shared_ptr<Holding> holder_;
   Received received_;
   std::int64_t handed_out_;
 };
@@ -251,7 +133,7 @@ class PyReceived {
 class PyAllToAll {
  public:
   PyAllToAll(const PyWorld& world, const nb::dict& fields) {
-    const auto holder = std::make_shared<Holder>(world.get());
+    const auto holder = std::make_shared<Holding>(world.get());
     const AllToAllConfig config = config_of(fields);
     holder->world->call([&](Transport& transport) {
       holder->impl = std::make_unique<AllToAll>(transport, config);
@@ -262,7 +144,7 @@ class PyAllToAll {
 
   PySent<Half::dispatch> dispatch_send(nb::handle tokens, nb::handle expert_ids, nb::handle scales,
                                        nb::handle weights, std::optional<std::int32_t> live) {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     AllToAll& all = holder->get();
     const AllToAllConfig& config = all.config();
     const Given given_tokens(tokens, Given::Use::read, "tokens");
@@ -295,7 +177,7 @@ class PyAllToAll {
   }
 
   PyReceived dispatch_recv(PySent<Half::dispatch>& sent, nb::handle rows, nb::handle scales) {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     AllToAll& all = holder->get();
     const AllToAllConfig& config = all.config();
     if (rows.is_none()) {
@@ -316,7 +198,7 @@ class PyAllToAll {
 
   /// Without results: they lie in expert_output().
   PySent<Half::combine> combine_send(nb::handle results) {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     AllToAll& all = holder->get();
     const auto given = optional_of(results, Given::Use::read, "results");
     const Rows rows =
@@ -329,7 +211,7 @@ class PyAllToAll {
   }
 
   void combine_recv(PySent<Half::combine>& sent, nb::handle weights, nb::handle out, bool accumulate) {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     AllToAll& all = holder->get();
     const Given given_weights(weights, Given::Use::read, "weights");
     const Given given_out(out, Given::Use::write, "out");
@@ -343,7 +225,7 @@ class PyAllToAll {
     return show_rows(held(), held()->get().token_buffer(), true, torch);
   }
   [[nodiscard]] nb::object token_scales(bool torch) {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     const AllToAllConfig& config = holder->get().config();
     void* const scales = holder->impl->token_scales();
     if (scales == nullptr) return nb::none();
@@ -359,19 +241,19 @@ class PyAllToAll {
   [[nodiscard]] std::int64_t max_rows() { return held()->get().max_rows(); }
   [[nodiscard]] std::int64_t workspace_bytes() { return held()->get().workspace_bytes(); }
   [[nodiscard]] nb::list alive() {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     nb::list result;
     for (const std::uint8_t one : holder->get().alive()) result.append(one != 0);
     return result;
   }
   [[nodiscard]] nb::list wait_ns(const std::string& half) {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     nb::list result;
     for (const std::int64_t one : holder->get().wait_ns(half_of(half))) result.append(one);
     return result;
   }
   [[nodiscard]] nb::dict step_times() {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     const StepTimes& times = holder->get().step_times();
     nb::dict result;
     result["publish_ns"] = times.publish_ns;
@@ -383,7 +265,7 @@ class PyAllToAll {
     return result;
   }
   [[nodiscard]] nb::dict byte_counters() {
-    const std::shared_ptr<Holder> holder = held();
+    const std::shared_ptr<Holding> holder = held();
     const ByteCounters& bytes = holder->get().byte_counters();
     nb::dict result;
     result["staged_tokens"] = bytes.staged_tokens;
@@ -399,7 +281,7 @@ class PyAllToAll {
 
  private:
   /// What a call keeps until it returns: it waits without the GIL, and another thread may close meanwhile.
-  [[nodiscard]] std::shared_ptr<Holder> held() const {
+  [[nodiscard]] std::shared_ptr<Holding> held() const {
     if (holder_ == nullptr) throw Error(Errc::invalid_state, "this AllToAll has been closed");
     return holder_;
   }
@@ -409,7 +291,7 @@ class PyAllToAll {
     return name == "dispatch" ? Half::dispatch : Half::combine;
   }
 
-  std::shared_ptr<Holder> holder_;
+  std::shared_ptr<Holding> holder_;
 };
 
 }  // namespace

@@ -138,15 +138,23 @@ void copy_to(const nb::object& tuple, std::array<std::int64_t, Given::kMaxDims>&
     to[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i)));
 }
 
-void check_device(const Given& array, const char* what) {
-  if (array.device_type() != nb::device::cpu::value)
-    refuse(fmt::format("{} is on a device of DLPack type {}; arrays in host memory (type {}) are allowed",
-                       what, array.device_type(), nb::device::cpu::value));
+void check_device(const Given& array, const char* what, int device) {
+  const bool on_gpu = array.device_type() == nb::device::cuda::value;
+  if (device >= 0 && (!on_gpu || array.device() != device))
+    refuse(fmt::format("{} is {}; tensors on cuda:{} are needed, where this world's memory is", what,
+                       on_gpu ? fmt::format("on cuda:{}", array.device())
+                              : fmt::format("on a device of DLPack type {}", array.device_type()),
+                       device));
+  if (device < 0 && array.device_type() != nb::device::cpu::value)
+    refuse(
+        fmt::format("{} is on a device of DLPack type {}; arrays in host memory (type {}) are allowed, "
+                    "as this world's memory is the host's",
+                    what, array.device_type(), nb::device::cpu::value));
 }
 
 /// Elements from one row to the next; a single row has none.
-std::int64_t check_matrix(const Given& array, const char* what) {
-  check_device(array, what);
+std::int64_t check_matrix(const Given& array, const char* what, int device) {
+  check_device(array, what, device);
   if (array.ndim() != 2) refuse(fmt::format("{} has {} dimensions; 2 are needed", what, array.ndim()));
   // The strides of an array without elements say nothing.
   if (array.size() == 0) return array.shape(1);
@@ -221,21 +229,21 @@ std::int64_t Given::size() const noexcept {
   return product;
 }
 
-MutableRows rows_of(const Given& array, DType dtype, const char* what) {
-  const std::int64_t stride = check_matrix(array, what);
+MutableRows rows_of(const Given& array, DType dtype, const char* what, int device) {
+  const std::int64_t stride = check_matrix(array, what, device);
   if (!matches(array.dtype(), dtype))
     refuse(fmt::format("{} has elements of {}; the config says {}", what, type_name(array.dtype()),
                        dtype_name(dtype)));
   return {array.data(), array.shape(0), array.shape(1), dtype, stride * dtype_bytes(dtype)};
 }
 
-void* scales_of(const Given& array, ScaleType type, std::int64_t rows, std::int64_t blocks,
-                const char* what) {
+void* scales_of(const Given& array, ScaleType type, std::int64_t rows, std::int64_t blocks, const char* what,
+                int device) {
   if (type == ScaleType::none) refuse(fmt::format("{} was given, but the config has no scales", what));
   const bool fits = type == ScaleType::f32
                         ? is(array.dtype(), Code::Float, 32)
                         : is_integer(array.dtype(), 8) || is(array.dtype(), Code::Float8_E8M0FNU, 8);
-  const std::int64_t stride = check_matrix(array, what);
+  const std::int64_t stride = check_matrix(array, what, device);
   if (!fits)
     refuse(fmt::format("{} has elements of {}; the config says {}", what, type_name(array.dtype()),
                        type == ScaleType::f32 ? "float32" : "uint8 (ue8m0)"));
@@ -247,7 +255,7 @@ void* scales_of(const Given& array, ScaleType type, std::int64_t rows, std::int6
 }
 
 MutableBytes dense_bytes(const Given& array, const char* what) {
-  check_device(array, what);
+  check_device(array, what, -1);
   std::int64_t expected = 1;
   for (std::size_t i = array.size() == 0 ? 0 : array.ndim(); i-- > 0;) {
     if (array.shape(i) > 1 && array.stride(i) != expected) refuse(fmt::format("{} is not contiguous", what));
@@ -256,15 +264,15 @@ MutableBytes dense_bytes(const Given& array, const char* what) {
   return {static_cast<std::byte*>(array.data()), array.size() * array.dtype().bits / 8};
 }
 
-View2<const float> weights_of(const Given& array, const char* what) {
-  const std::int64_t stride = check_matrix(array, what);
+View2<const float> weights_of(const Given& array, const char* what, int device) {
+  const std::int64_t stride = check_matrix(array, what, device);
   if (!is(array.dtype(), Code::Float, 32))
     refuse(fmt::format("{} has elements of {}; float32 is needed", what, type_name(array.dtype())));
   return {static_cast<const float*>(array.data()), array.shape(0), array.shape(1), stride};
 }
 
-Ids ids_of(const Given& array, const char* what) {
-  const std::int64_t stride = check_matrix(array, what);
+Ids ids_of(const Given& array, const char* what, int device) {
+  const std::int64_t stride = check_matrix(array, what, device);
   const auto rows = array.shape(0);
   const std::int64_t columns = array.shape(1);
   Ids ids;
@@ -301,11 +309,13 @@ nb::dlpack::dtype element_type(DType dtype, bool torch) noexcept {
 nb::object show(const Shown& what, bool torch, nb::handle owner) {
   // An array of no elements needs an address too.
   static std::byte nothing[64] = {};
-  void* const data = what.data != nullptr ? const_cast<void*>(what.data) : nothing;
+  void* const data = what.data != nullptr || what.device >= 0 ? const_cast<void*>(what.data) : nothing;
   const std::size_t dimensions = what.shape.size();
-  if (torch)
+  if (torch) {
+    const int where = what.device < 0 ? nb::device::cpu::value : nb::device::cuda::value;
     return nb::cast(nb::ndarray<nb::pytorch>(data, dimensions, what.shape.data(), owner, nullptr, what.dtype,
-                                             nb::device::cpu::value));
+                                             where, std::max(what.device, 0)));
+  }
   if (what.writable)
     return nb::cast(nb::ndarray<nb::numpy>(data, dimensions, what.shape.data(), owner, nullptr, what.dtype,
                                            nb::device::cpu::value));

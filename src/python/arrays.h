@@ -62,23 +62,23 @@ struct MutableBytes {
 };
 
 /// @name An argument as the library takes it, with nothing copied
-/// `what` names it in errors.
-/// Errors: Errc::invalid_argument on another device than the CPU, another element type, number of dimensions or
+/// `what` names it in errors. `device` is the GPU where it must lie, -1 the host.
+/// Errors: Errc::invalid_argument on another device, another element type, number of dimensions or
 ///         columns that are not dense. An element type also matches unsigned and signed integers of its size (float32
 ///         does not): that is how NumPy holds the bits of bfloat16 and fp8.
 /// @{
-[[nodiscard]] MutableRows rows_of(const Given& array, DType dtype, const char* what);
-[[nodiscard]] View2<const float> weights_of(const Given& array, const char* what);
+[[nodiscard]] MutableRows rows_of(const Given& array, DType dtype, const char* what, int device = -1);
+[[nodiscard]] View2<const float> weights_of(const Given& array, const char* what, int device = -1);
 /// Expert ids are 32 or 64 bits wide, signed or not: the highest unsigned number is -1.
 struct Ids {
   View2<const std::int32_t> narrow;
   View2<const std::int64_t> wide;
   bool is_wide = false;
 };
-[[nodiscard]] Ids ids_of(const Given& array, const char* what);
+[[nodiscard]] Ids ids_of(const Given& array, const char* what, int device = -1);
 /// Scales [rows, blocks], dense; float32, or bytes where scales are powers of two.
 [[nodiscard]] void* scales_of(const Given& array, ScaleType type, std::int64_t rows, std::int64_t blocks,
-                              const char* what);
+                              const char* what, int device = -1);
 [[nodiscard]] MutableBytes dense_bytes(const Given& array, const char* what);
 /// @}
 
@@ -91,6 +91,7 @@ struct Shown {
   std::vector<std::size_t> shape;
   nanobind::dlpack::dtype dtype;
   bool writable = false;  ///< PyTorch has no tensors that are not
+  int device = -1;        ///< GPU; -1: host memory
 };
 [[nodiscard]] nanobind::object show(const Shown& what, bool torch, nanobind::handle owner);
 

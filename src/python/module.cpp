@@ -4,6 +4,7 @@
 #include "all_to_all.h"
 #include "errors.h"
 #include "launch.h"
+#include "planner.h"
 #include "routing.h"
 #include "world.h"
 
@@ -12,6 +13,8 @@ NB_MODULE(_core, module) {
   shunt::python::translate_errors();
   shunt::python::bind_world(module);
   shunt::python::bind_all_to_all(module);
+  shunt::python::bind_cuda_all_to_all(module);
   shunt::python::bind_launch(module);
+  shunt::python::bind_planner(module);
   shunt::python::bind_routing(module);
 }

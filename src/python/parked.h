@@ -26,6 +26,7 @@ class Parked {
   Parked(const Parked&) = delete;
   Parked& operator=(const Parked&) = delete;
   [[nodiscard]] Transport& transport() const noexcept { return *transport_; }
+  [[nodiscard]] int device() const noexcept { return device_; }  ///< As device_of(transport())
   /// When this object goes, the world ends with this error, as where a rank's function throws: then its peers learn
   /// that it failed.
   void fail_with(Errc code, std::string message);
@@ -36,6 +37,7 @@ class Parked {
   std::mutex mutex_;
   std::condition_variable changed_;
   Transport* transport_ = nullptr;
+  int device_ = -1;
   bool leave_ = false;
   bool over_ = false;
   RankOutcome failure_;          ///< Of the run

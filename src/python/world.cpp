@@ -14,6 +14,7 @@
 #include <shunt/core/error.h>
 
 #include "arrays.h"
+#include "cuda.h"
 #include "errors.h"
 #include "parked.h"
 
@@ -43,6 +44,7 @@ void Parked::park(const Run& run) noexcept {
     for (const RankOutcome& one : run([this](Transport& transport) {
            std::unique_lock lock(mutex_);
            transport_ = &transport;
+           device_ = device_of(transport);
            changed_.notify_all();
            changed_.wait(lock, [this] { return leave_; });
            if (reason_.has_value()) throw Error(*reason_);
@@ -76,12 +78,16 @@ Parked::~Parked() {
   thread_.join();
 }
 
-WorldState::WorldState(Transport& transport) : transport_(&transport), process_(getpid()) {
+WorldState::WorldState(Transport& transport)
+    : transport_(&transport), device_(device_of(transport)), process_(getpid()) {
   describe();
 }
 
 WorldState::WorldState(std::unique_ptr<Parked> parked)
-    : parked_(std::move(parked)), transport_(&parked_->transport()), process_(getpid()) {
+    : parked_(std::move(parked)),
+      transport_(&parked_->transport()),
+      device_(parked_->device()),
+      process_(getpid()) {
   describe();
 }
 
@@ -257,6 +263,10 @@ void bind_world(nb::module_& module) {
       .def_prop_ro("num_nodes", [](const PyWorld& self) { return self.world.num_nodes(); })
       .def_prop_ro("transport", [](const PyWorld& self) { return self.transport; })
       .def_prop_ro("provider", [](const PyWorld& self) { return self.provider; })
+      .def_prop_ro("device",
+                   [](const PyWorld& self) {
+                     return self.device < 0 ? nb::object(nb::none()) : nb::object(nb::int_(self.device));
+                   })
       .def_prop_ro("closed", [](const PyWorld& self) { return self.state == nullptr || self.state->ended(); })
       .def("close", &PyWorld::close)
       .def("fail", &fail, nb::arg("code"), nb::arg("message"))

@@ -80,6 +80,8 @@ class WorldState {
   [[nodiscard]] const World& world() const noexcept { return world_; }
   [[nodiscard]] const std::string& transport_name() const noexcept { return transport_name_; }
   [[nodiscard]] const std::string& provider() const noexcept { return provider_; }
+  /// The GPU whose memory the transport has, or -1.
+  [[nodiscard]] int device() const noexcept { return device_; }
   /// Collective at its first call.
   Collectives& collectives(Transport& transport, std::chrono::nanoseconds timeout);
   static constexpr std::int64_t kCollectiveBytes = 256 * 1024;
@@ -91,6 +93,7 @@ class WorldState {
 
   std::unique_ptr<Parked> parked_;
   Transport* transport_ = nullptr;
+  int device_ = -1;
   World world_;
   std::string transport_name_;
   std::string provider_;
@@ -107,7 +110,8 @@ struct PyWorld {
       : state(std::move(state_in)),
         world(state->world()),
         transport(state->transport_name()),
-        provider(state->provider()) {}
+        provider(state->provider()),
+        device(state->device()) {}
   void close() noexcept {
     if (state != nullptr) state->close();
     state.reset();
@@ -120,6 +124,7 @@ struct PyWorld {
   World world;
   std::string transport;
   std::string provider;
+  int device;
 };
 
 void bind_world(nanobind::module_& module);

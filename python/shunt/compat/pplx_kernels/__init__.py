@@ -1,4 +1,4 @@
-"""The public interface of pplx-kernels, on PyTorch tensors in host memory.
+"""The public interface of pplx-kernels, on PyTorch tensors: in host memory, and on GPUs where the world is there.
 
 Code written for it runs with the import changed. docs/python.md, "In place of pplx-kernels", says where Shunt is
 stricter and where it is more general.

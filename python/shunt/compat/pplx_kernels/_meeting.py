@@ -8,7 +8,20 @@ import socket
 import torch
 
 from ..._errors import InvalidArgumentError, UnavailableError
+from ..._launch import transports
 from ..._world import World, current_world, has_current_world, set_current_world
+
+
+def transport_of(world_size: int) -> str:
+    """What carries the world: what SHUNT_TRANSPORT says, else the memory of GPUs that PyTorch and this build see.
+
+    One GPU for each rank: cuda_ipc; more ranks than GPUs are on several nodes, which nvshmem joins.
+    """
+    named = os.environ.get("SHUNT_TRANSPORT")
+    if named or not torch.cuda.is_available():
+        return named or "auto"
+    here = "cuda_ipc" if world_size <= torch.cuda.device_count() else "nvshmem"
+    return here if any(one.name == here and one.available for one in transports()) else "auto"
 
 
 def free_address() -> tuple[str, int]:
@@ -21,7 +34,7 @@ def free_address() -> tuple[str, int]:
 
 def join(rank: int, world_size: int, address: str, port: int) -> World:
     """Joins and makes the world the current one."""
-    world = World.join(rank, world_size, address, port)
+    world = World.join(rank, world_size, address, port, transport=transport_of(world_size))
     set_current_world(world)
     return world
 
@@ -36,7 +49,7 @@ def world_of(rank: int, world_size: int) -> World:
         assert place[0] is not None
         world = join(torch.distributed.get_rank(), torch.distributed.get_world_size(), *place[0])
     elif "RANK" in os.environ and "LOCAL_RANK" in os.environ:
-        world = World.from_env()
+        world = World.from_env(transport=transport_of(int(os.environ.get("WORLD_SIZE", "1"))))
         set_current_world(world)
     else:
         raise UnavailableError(

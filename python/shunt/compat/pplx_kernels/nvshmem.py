@@ -70,10 +70,8 @@ def nvshmem_n_pes() -> int:
 
 
 def nvshmem_malloc(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A zeroed tensor of host memory. ``nvshmem_alltoall`` takes any tensor, so it needs no other kind."""
-    if torch.device(device).type != "cpu":
-        raise InvalidArgumentError(f"nvshmem_malloc: device is {device}; cpu is allowed")
-    return torch.zeros(tuple(shape), dtype=dtype)
+    """A zeroed tensor. ``nvshmem_alltoall`` takes any tensor, so it is an ordinary one."""
+    return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
 def nvshmem_barrier_all() -> None:
@@ -82,10 +80,19 @@ def nvshmem_barrier_all() -> None:
 
 
 def nvshmem_barrier_all_on_current_stream() -> None:
-    """The same; there is no stream."""
-    current_world().barrier()
+    """The same, once PyTorch's current stream has come to it where the world is on GPUs: this call waits for it."""
+    world = current_world()
+    if world.device is not None:
+        torch.cuda.current_stream(world.device).synchronize()
+    world.barrier()
 
 
 def nvshmem_alltoall(dest: torch.Tensor, source: torch.Tensor) -> None:
     """Collective. Piece r of ``source`` goes to rank r, the piece from rank r to piece r of ``dest``."""
-    current_world().alltoall(source, dest)
+    if source.is_cuda or dest.is_cuda:
+        # Through host memory: it carries what ranks tell each other, not what kernels move.
+        there = torch.empty_like(dest, device="cpu")
+        current_world().alltoall(source.cpu(), there)
+        dest.copy_(there)
+    else:
+        current_world().alltoall(source, dest)
