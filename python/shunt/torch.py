@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ._all_to_all import AllToAll, Config
-from ._arrays import dtype_name
 from ._errors import InvalidArgumentError, InvalidStateError
 from ._world import World
+
+_FLOATS = ("float32", "float16", "bfloat16")
 
 _exchanges: weakref.WeakValueDictionary[int, Exchange] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -40,32 +41,42 @@ class Exchange:
     """Dispatch and combine with gradients to tokens, expert results and weights.
 
     One object carries one step at a time, forward or backward; layers that follow each other may share it. All ranks
-    call forward and backward in the same order. Backward needs one element type for tokens, rows, results and output.
+    call forward and backward in the same order.
+
+    With ``dp_size`` above 1 the ranks of a group bring the same tokens, ids and weights, and the same gradients of what
+    they got; each gets all gradients of what it brought, as if it were the only one.
     """
 
     def __init__(self, world: World, config: Config) -> None:
-        """Collective. The config must say delivery "rows", no scales, dp_size 1, and one element type.
+        """Collective. The config must say delivery "rows" and no quantisation; its three element types may differ.
 
         Padding rows are zeros, whatever ``config.padding`` says. A second, small AllToAll carries the weights that
-        the gradients need.
+        the gradients need, and where the types differ a third the gradients, which have those of what they belong to.
 
         :raises InvalidArgumentError: where the config says otherwise; nothing is allocated.
         """
-        types = {config.token_dtype, config.payload, config.expert_dtype, config.out_dtype}
-        if len(types) != 1 or config.scale != "none":
+        if config.payload != config.token_dtype or config.scale != "none" or config.token_dtype not in _FLOATS:
             raise InvalidArgumentError(
-                f"Exchange: token_dtype, payload, expert_dtype and out_dtype are {config.token_dtype}, "
-                f"{config.payload}, {config.expert_dtype} and {config.out_dtype}, scale is {config.scale}; gradients "
-                "travel the same way back, so one element type without scales is needed"
+                f"Exchange: token_dtype is {config.token_dtype}, payload {config.payload}, scale {config.scale}; "
+                f"gradients travel the same way back, so rows are tokens of {', '.join(_FLOATS)} without scales"
             )
-        if config.delivery != "rows" or config.dp_size != 1 or config.presum or config.on_peer_loss != "fail":
+        if config.delivery != "rows" or config.presum or config.on_peer_loss != "fail":
             raise InvalidArgumentError(
-                f'Exchange: delivery is "{config.delivery}", dp_size {config.dp_size}, presum {config.presum}, '
-                f'on_peer_loss "{config.on_peer_loss}"; "rows", 1, False and "fail" are allowed'
+                f'Exchange: delivery is "{config.delivery}", presum {config.presum}, on_peer_loss '
+                f'"{config.on_peer_loss}"; "rows", False and "fail" are allowed'
             )
         self.config = dataclasses.replace(config, padding="zero")
-        self._dtype = getattr(torch, dtype_name(config.token_dtype))
         self._main = AllToAll(world, self.config, arrays="torch")
+        # The way of gradients: those of the output to the experts, those of rows back to the tokens.
+        back = dataclasses.replace(
+            self.config,
+            token_dtype=config.out_dtype,
+            payload=config.out_dtype,
+            expert_dtype=config.token_dtype,
+            out_dtype=config.token_dtype,
+        )
+        same = config.token_dtype == config.expert_dtype == config.out_dtype
+        self._back = self._main if same else AllToAll(world, back, arrays="torch")
         beside = dataclasses.replace(
             self.config,
             hidden=2 * config.top_k,
@@ -79,6 +90,7 @@ class Exchange:
         self._first_expert = world.rank * share + min(world.rank, extra)
         self.num_local_experts = share + (world.rank < extra)
         self.max_rows = self._main.max_rows
+        self._device = torch.device("cpu" if world.device is None else f"cuda:{world.device}")
         self._arrived = 0
         self._open: torch.Tensor | None = None
         """The expert ids of a backward step that has been dispatched and not yet combined."""
@@ -101,58 +113,80 @@ class Exchange:
 
     def close(self) -> None:
         """Local. No more calls."""
-        self._main.close()
-        self._beside.close()
+        for one in (self._main, self._back, self._beside):
+            one.close()
 
-    def _send_out(self, tokens: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _forward(self, tokens: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self._send_out(self._main, tokens, ids)
+
+    def _send_out(
+        self, through: AllToAll, tokens: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._end_backward()
-        rows = torch.zeros(self.max_rows, self.config.hidden, dtype=self._dtype)
-        received = self._main.dispatch_recv(self._main.dispatch_send(tokens, ids), rows=rows)
-        self._arrived = len(received)
+        dtype = getattr(torch, through.config.payload)
+        rows = torch.zeros(self.max_rows, self.config.hidden, dtype=dtype, device=self._device)
+        sent = through.dispatch_send(tokens, ids)
         # Copies: what the library shows ends with combine.
-        return rows, received.starts.clone(), received.counts.clone()
+        if self._device.type == "cpu":
+            received = through.dispatch_recv(sent, rows=rows)
+            self._arrived = len(received)
+        else:
+            received = through.dispatch_recv(sent)
+            self._arrived = len(received)
+            rows[: self._arrived].copy_(received.rows[: self._arrived])
+        return rows, received.starts.to(torch.int64, copy=True), received.counts.to(torch.int64, copy=True)
 
-    def _bring_back(self, results: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self._main.combine(results[: self._arrived], weights)
+    def _bring_back(self, through: AllToAll, results: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        # On GPUs the host may not know how many of the N rows are needed, and hands over all.
+        given = results[: self._arrived] if self._device.type == "cpu" else results
+        out: torch.Tensor = through.combine(given, weights)
         return out
 
     def _backward_of_combine(
         self, grad: torch.Tensor, results: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         top_k = self.config.top_k
-        rows, starts, _ = self._send_out(grad.contiguous(), ids)
+        rows, starts, _ = self._send_out(self._back, grad.contiguous(), ids)
         self._open = ids
         arrived = self._arrived
         # With every row come the weights and experts of its token, so that the row's own k is found.
         received = self._beside.dispatch(torch.cat([weights, ids.to(torch.float32)], 1), ids)
-        known = received.rows
-        expert = torch.repeat_interleave(torch.arange(self.num_local_experts) + self._first_expert, starts.diff())
+        known = received.rows[:arrived]
+        local = torch.arange(self.num_local_experts, device=self._device) + self._first_expert
+        expert = torch.repeat_interleave(local, starts.diff())
         own = known[:, top_k:] == expert[:, None]
-        weight = torch.where(own, known[:, :top_k], torch.zeros(())).sum(1)
+        nothing = torch.zeros((), device=self._device)
+        weight = torch.where(own, known[:, :top_k], nothing).sum(1)
         wide = rows[:arrived].float()
-        grad_results = torch.zeros_like(rows)
-        grad_results[:arrived] = (weight[:, None] * wide).to(self._dtype)
+        grad_results = torch.zeros_like(results)
+        grad_results[:arrived] = (weight[:, None] * wide).to(results.dtype)
         products = (wide * results[:arrived].float()).sum(1)
-        back = torch.zeros(arrived, 2 * top_k)
-        back[:, :top_k] = torch.where(own, products[:, None], torch.zeros(()))
-        summed = self._beside.combine(back, torch.ones_like(weights))
+        back = torch.zeros(self.max_rows, 2 * top_k, device=self._device)
+        back[:arrived, :top_k] = torch.where(own, products[:, None], nothing)
+        summed = self._bring_back(self._beside, back, torch.ones_like(weights))
         return grad_results, summed[:, :top_k].clone()
 
     def _backward_of_dispatch(self, grad: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         # Nearly always the backward of combine has dispatched this step already; _send_out ends one of other ids. Ranks
         # must agree, so it counts whether they are one tensor, not whether they are equal.
         if self._open is None or not self._open.is_set_to(ids):
-            self._send_out(torch.zeros(len(ids), self.config.hidden, dtype=self._dtype), ids)
+            self._send_out(self._back, self._no_tokens(len(ids)), ids)
         self._open = None
-        return self._bring_back(grad.contiguous(), torch.ones(ids.shape))
+        return self._bring_back(self._back, grad.contiguous(), torch.ones(ids.shape, device=self._device))
 
     def _end_backward(self) -> None:
         """Ends a backward step that nobody combined, as where tokens need no gradient."""
         if self._open is None:
             return
         tokens, self._open = len(self._open), None
-        results = torch.zeros(self._arrived, self.config.hidden, dtype=self._dtype)
-        self._bring_back(results, torch.zeros(tokens, self.config.top_k))
+        results = torch.zeros(
+            self.max_rows, self.config.hidden, dtype=getattr(torch, self.config.token_dtype), device=self._device
+        )
+        self._bring_back(self._back, results, torch.zeros(tokens, self.config.top_k, device=self._device))
+
+    def _no_tokens(self, count: int) -> torch.Tensor:
+        dtype = getattr(torch, self.config.out_dtype)
+        return torch.zeros(count, self.config.hidden, dtype=dtype, device=self._device)
 
 
 def _exchange(number: int) -> Exchange:
@@ -163,7 +197,7 @@ def _exchange(number: int) -> Exchange:
 
 
 def _dispatch(tokens: Any, ids: Any, exchange: int) -> Any:
-    return _exchange(exchange)._send_out(tokens, ids)
+    return _exchange(exchange)._forward(tokens, ids)
 
 
 def _dispatch_shape(tokens: Any, ids: Any, exchange: int) -> Any:
@@ -177,11 +211,13 @@ def _dispatch_shape(tokens: Any, ids: Any, exchange: int) -> Any:
 
 
 def _combine(results: Any, ids: Any, weights: Any, exchange: int) -> Any:
-    return _exchange(exchange)._bring_back(results, weights)
+    one = _exchange(exchange)
+    return one._bring_back(one._main, results, weights)
 
 
 def _combine_shape(results: Any, ids: Any, weights: Any, exchange: int) -> Any:
-    return results.new_empty((ids.shape[0], results.shape[1]))
+    dtype = getattr(torch, _exchange(exchange).config.out_dtype)
+    return results.new_empty((ids.shape[0], results.shape[1]), dtype=dtype)
 
 
 def _dispatch_backward(grad: Any, ids: Any, exchange: int) -> Any:
@@ -218,6 +254,7 @@ for _schema, _kernel, _shape in (
     _name = _schema.split("(")[0]
     _library.define(_schema)
     _library.impl(_name, _kernel, "CPU")
+    _library.impl(_name, _kernel, "CUDA")
     _library.impl(_name, _shape, "Meta")
 
 
@@ -245,30 +282,24 @@ if hasattr(torch.library, "register_autograd"):
     torch.library.register_autograd("shunt::combine", _after_combine, setup_context=_save_combine, lib=_library)
 else:
 
-    class _Dispatch(torch.autograd.Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            # This class is what the operator calls for gradients; with the guard it calls the kernel.
-            guard = torch._C._AutoDispatchBelowAutograd()
-            output = torch.ops.shunt.dispatch(*inputs)
-            del guard
-            _save_dispatch(ctx, inputs, output)
-            ctx.mark_non_differentiable(*output[1:])
-            return output
+    def _differentiable(name: str, save: Any, after: Any, steady: int) -> Any:
+        """The operator ``name`` with gradients; its outputs from number ``steady`` on have none."""
 
-        backward = staticmethod(_after_dispatch)
+        class Differentiable(torch.autograd.Function):  # type: ignore[misc]
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                # This class is what the operator calls for gradients; with the guard it calls the kernel.
+                guard = torch._C._AutoDispatchBelowAutograd()
+                output = getattr(torch.ops.shunt, name)(*inputs)
+                del guard
+                save(ctx, inputs, output)
+                if steady > 0:
+                    ctx.mark_non_differentiable(*output[steady:])
+                return output
 
-    class _Combine(torch.autograd.Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            # This class is what the operator calls for gradients; with the guard it calls the kernel.
-            guard = torch._C._AutoDispatchBelowAutograd()
-            output = torch.ops.shunt.combine(*inputs)
-            del guard
-            _save_combine(ctx, inputs, output)
-            return output
+            backward = staticmethod(after)
 
-        backward = staticmethod(_after_combine)
+        return Differentiable.apply
 
-    _library.impl("dispatch", _Dispatch.apply, "Autograd")
-    _library.impl("combine", _Combine.apply, "Autograd")
+    _library.impl("dispatch", _differentiable("dispatch", _save_dispatch, _after_dispatch, 1), "Autograd")
+    _library.impl("combine", _differentiable("combine", _save_combine, _after_combine, 0), "Autograd")

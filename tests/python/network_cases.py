@@ -179,6 +179,39 @@ def process_group():
     torch.distributed.destroy_process_group()
 
 
+def agent():
+    """Under torchrun itself, whose store listens at MASTER_PORT."""
+    if "RANK" not in os.environ:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port", "29515"]
+        raise SystemExit(subprocess.run([*command, __file__, "agent"], check=False).returncode)
+    rank = int(os.environ["RANK"])
+    with shunt.World.from_env() as world:
+        assert (world.rank, world.size) == (rank, 3)
+        assert step(world, CONFIG) == (rank, False)
+    assert shunt.launch(step, CONFIG) == [(rank, False)]
+
+
+def mpirun():
+    """Four interpreters under Open MPI: each is a rank, whose world ends with the call."""
+    if "OMPI_COMM_WORLD_RANK" not in os.environ:
+        loopback = ["--mca", "btl_tcp_if_include", "lo", "--mca", "oob_tcp_if_include", "lo"]
+        command = ["mpirun", "-n", "4", "--oversubscribe", "--bind-to", "none", *loopback]
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        ended = subprocess.run(
+            [*command, sys.executable, __file__, "mpirun"],
+            env=os.environ | root, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        lines = sorted(one for one in ended.stdout.splitlines() if one.startswith("rank "))
+        assert lines == [f"rank {rank} of 4" for rank in range(4)], ended.stdout + ended.stderr
+        return
+    for transport in ("auto", "mpi"):
+        for rank, valid in shunt.launch(step, CONFIG, transport=transport):
+            assert rank == int(os.environ["OMPI_COMM_WORLD_RANK"])
+            assert not valid
+    os.write(1, f"rank {rank} of {os.environ['OMPI_COMM_WORLD_SIZE']}\n".encode())
+
+
 def join_late():
     """Who does not come is named."""
     try:
@@ -190,5 +223,5 @@ def join_late():
 
 
 if __name__ == "__main__":
-    cases = (spawn, spawn_failure, torchrun, process_group, join_late, spawn_dies, closed)
+    cases = (spawn, spawn_failure, torchrun, process_group, agent, mpirun, join_late, spawn_dies, closed)
     {case.__name__: case for case in cases}[sys.argv[1]]()

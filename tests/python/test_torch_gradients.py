@@ -9,6 +9,8 @@ import shunt
 torch = pytest.importorskip("torch")
 # What PyTorch imports when it is first used is imported before ranks are forked, not by each of them.
 torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
+if hasattr(torch, "compile"):
+    import torch._dynamo
 
 from shunt.torch import Exchange  # noqa: E402
 
@@ -105,6 +107,65 @@ def test_gradients_equal_differences():
     assert shunt.run_ranks(rank, 2) == [True, True]
 
 
+def test_gradients_of_replicas_are_those_of_one():
+    """Two groups of two ranks: each rank of a group has all gradients of its group's tokens."""
+    every = matrices().requires_grad_(True)
+    expected = []
+    for group in range(2):
+        x, ids, weights = inputs_of(group, spec="uniform")
+        loss_of(dense(x, ids, weights, every), group).backward()
+        expected.append((x.grad, weights.grad))
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of(dp_size=2, check_replicas=True))
+        group = world.rank // 2
+        first = exchange._first_expert
+        own = every.detach()[first : first + exchange.num_local_experts].requires_grad_(True)
+        x, ids, weights = inputs_of(group, spec="uniform")
+        out = layer(exchange, x, ids, weights, own)
+        loss_of(out, group).backward()
+        for got, want in zip((x.grad, weights.grad), expected[group]):  # noqa: B905
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            own.grad, every.grad[first : first + exchange.num_local_experts], rtol=1e-4, atol=1e-5
+        )
+
+    shunt.run_ranks(rank, 4)
+
+
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("expert_dtype", ["float32", "bfloat16"])
+def test_gradients_have_the_types_of_what_they_belong_to(expert_dtype, out_dtype):
+    config = shunt.Config(
+        max_tokens=TOKENS, num_experts=EXPERTS, top_k=TOP_K, hidden=HIDDEN, token_dtype="bfloat16",
+        expert_dtype=expert_dtype, out_dtype=out_dtype,
+    )  # fmt: skip
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config)
+        for _ in range(2):
+            x, ids, weights = inputs_of(world.rank)
+            tokens = x.detach().bfloat16().requires_grad_(True)
+            rows = exchange.dispatch(tokens, ids).rows
+            results = (2 * rows).to(getattr(torch, expert_dtype))
+            results.retain_grad()
+            out = exchange.combine(results, ids, weights)
+            assert (out.dtype, results.grad) == (getattr(torch, out_dtype), None)
+            factors = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype)
+            (out * factors).sum().backward()
+            assert (tokens.grad.dtype, results.grad.dtype) == (torch.bfloat16, results.dtype)
+            used = torch.where(ids >= 0, weights.detach(), torch.zeros(()))
+            wanted = 2 * factors.float() * used.sum(1, keepdim=True)
+            torch.testing.assert_close(tokens.grad.float(), wanted, rtol=3e-2, atol=3e-2)
+            sums = (2 * tokens.detach().float() * factors.float()).sum(1, keepdim=True)
+            wanted = torch.where(ids >= 0, sums.expand(-1, TOP_K), torch.zeros(()))
+            torch.testing.assert_close(weights.grad, wanted, rtol=3e-2, atol=6e-2)
+
+    shunt.run_ranks(rank, 2)
+
+
 def test_a_backward_that_stops_at_the_experts():
     """Tokens without gradients: the next step ends the open one."""
 
@@ -191,10 +252,39 @@ def test_a_compiled_layer_has_the_same_gradients():
     shunt.run_ranks(rank, 2)
 
 
+def test_an_exported_layer_runs_with_other_numbers_of_tokens():
+    if not hasattr(torch, "export"):
+        pytest.skip(f"PyTorch {torch.__version__} has no torch.export")
+
+    class Layer(torch.nn.Module):
+        def __init__(self, exchange):
+            super().__init__()
+            self.exchange = exchange
+            self.factor = torch.nn.Parameter(torch.linspace(0.5, 2, exchange.max_rows)[:, None])
+
+        def forward(self, x, ids, weights):
+            return self.exchange.combine(torch.sin(self.exchange.dispatch(x, ids).rows) * self.factor, ids, weights)
+
+    def rank(world):
+        torch.set_num_threads(1)
+        layer = Layer(Exchange(world, config_of()))
+        tokens = torch.export.Dim("tokens", min=2, max=TOKENS)
+        given = tuple(one.detach() for one in inputs_of(world.rank))
+        exported = torch.export.export(layer, given, dynamic_shapes=({0: tokens},) * 3)
+        names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+        assert [one for one in names if one.startswith("shunt.")] == ["shunt.dispatch.default", "shunt.combine.default"]
+        for count in (TOKENS, 4):
+            inputs = tuple(one.detach() for one in inputs_of(world.rank, count))
+            torch.testing.assert_close(exported.module()(*inputs), layer(*inputs))
+        return True
+
+    assert shunt.run_ranks(rank, 2) == [True] * 2
+
+
 def test_what_cannot_have_gradients_is_refused():
     with shunt.World.single() as world:
-        with pytest.raises(shunt.InvalidArgumentError, match="one element type without scales"):
-            Exchange(world, shunt.Config(max_tokens=1, num_experts=2, top_k=1, hidden=8, out_dtype="float32"))
+        with pytest.raises(shunt.InvalidArgumentError, match="bfloat16 without scales"):
+            Exchange(world, shunt.Config(max_tokens=1, num_experts=2, top_k=1, hidden=8, payload="float8_e4m3fn"))
         with pytest.raises(shunt.InvalidArgumentError, match='delivery is "view"'):
             Exchange(world, config_of(delivery="view"))
         exchange = Exchange(world, config_of())

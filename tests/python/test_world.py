@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,14 +206,21 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    "case", ["spawn", "spawn_failure", "torchrun", "process_group", "join_late", "spawn_dies", "closed"]
+    "case",
+    ["spawn", "spawn_failure", "torchrun", "process_group", "agent", "mpirun", "join_late", "spawn_dies", "closed"],
 )
 def test_ranks_that_meet_by_network(case):
     """In a network namespace of its own; network_cases.py has the cases."""
-    if case == "process_group":
+    if case == "mpirun":
+        mpi = {one.name: one for one in shunt.transports()}["mpi"]
+        if not mpi.available or shutil.which("mpirun") is None:
+            pytest.skip(f"no mpirun, or {mpi.reason}")
+    if case in ("process_group", "agent"):
         torch = pytest.importorskip("torch")
         if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
             pytest.skip("this PyTorch has no process groups over gloo")
+        if case == "agent" and torch.__version__.startswith("1.") and sys.version_info >= (3, 11):
+            pytest.skip(f"the torchrun of PyTorch {torch.__version__} does not run under Python 3.11")
     inside = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("network namespaces need root, unshare and ip")
