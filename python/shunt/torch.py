@@ -92,6 +92,8 @@ class Exchange:
         self.max_rows = self._main.max_rows
         self._device = torch.device("cpu" if world.device is None else f"cuda:{world.device}")
         self._arrived = 0
+        self._rows: torch.Tensor | None = None
+        """What dispatch has returned, until combine."""
         self._open: torch.Tensor | None = None
         """The expert ids of a backward step that has been dispatched and not yet combined."""
         self.number = next(_numbers)
@@ -99,16 +101,27 @@ class Exchange:
         _exchanges[self.number] = self
 
     def dispatch(self, tokens: torch.Tensor, expert_ids: torch.Tensor) -> Arrived:
-        """Collective. Brings ``tokens`` [T, H] to ``expert_ids`` [T, K] (int32 or int64; -1 skips that k)."""
-        return Arrived(*torch.ops.shunt.dispatch(tokens, expert_ids, self.number))
+        """Collective. Brings ``tokens`` [T, H] to ``expert_ids`` [T, K] (int32 or int64; -1 skips that k).
+
+        Under autocast ``tokens`` are cast to the config's type, as results and weights in combine.
+        """
+        tokens = _under_autocast(tokens, self.config.token_dtype)
+        arrived = Arrived(*torch.ops.shunt.dispatch(tokens, expert_ids, self.number))
+        self._rows = arrived.rows
+        return arrived
 
     def combine(self, results: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Collective. [T, H]: the sum over k of ``weights`` [T, K] times the results [N, H] of each token.
 
-        :param results: row i for row i of ``Arrived``.
+        The backward of dispatch follows that of combine on every rank, also where ``results`` do not depend on rows.
+
+        :param results: row i for row i of ``Arrived``; those after the last one that arrived may be missing.
         :param expert_ids: those of dispatch.
         """
-        out: torch.Tensor = torch.ops.shunt.combine(results, expert_ids, weights, self.number)
+        results = _under_autocast(results, self.config.expert_dtype)
+        weights = _under_autocast(weights, "float32")
+        out: torch.Tensor = torch.ops.shunt.combine(results, expert_ids, weights, self.number, self._rows)
+        self._rows = None
         return out
 
     def close(self) -> None:
@@ -125,7 +138,7 @@ class Exchange:
         self._end_backward()
         dtype = getattr(torch, through.config.payload)
         rows = torch.zeros(self.max_rows, self.config.hidden, dtype=dtype, device=self._device)
-        sent = through.dispatch_send(tokens, ids)
+        sent = through.dispatch_send(_side_by_side(tokens), _side_by_side(ids))
         # Copies: what the library shows ends with combine.
         if self._device.type == "cpu":
             received = through.dispatch_recv(sent, rows=rows)
@@ -139,7 +152,7 @@ class Exchange:
     def _bring_back(self, through: AllToAll, results: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         # On GPUs the host may not know how many of the N rows are needed, and hands over all.
         given = results[: self._arrived] if self._device.type == "cpu" else results
-        out: torch.Tensor = through.combine(given, weights)
+        out: torch.Tensor = through.combine(_side_by_side(given), _side_by_side(weights))
         return out
 
     def _backward_of_combine(
@@ -150,7 +163,7 @@ class Exchange:
         self._open = ids
         arrived = self._arrived
         # With every row come the weights and experts of its token, so that the row's own k is found.
-        received = self._beside.dispatch(torch.cat([weights, ids.to(torch.float32)], 1), ids)
+        received = self._beside.dispatch(torch.cat([weights, ids.to(torch.float32)], 1), _side_by_side(ids))
         known = received.rows[:arrived]
         local = torch.arange(self.num_local_experts, device=self._device) + self._first_expert
         expert = torch.repeat_interleave(local, starts.diff())
@@ -189,6 +202,21 @@ class Exchange:
         return torch.zeros(count, self.config.hidden, dtype=dtype, device=self._device)
 
 
+def _side_by_side(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where the elements of a row do not follow each other."""
+    if tensor.dim() != 2 or tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def _under_autocast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    if tensor.device.type == "cpu":
+        on = torch.is_autocast_cpu_enabled()
+    else:
+        on = torch.is_autocast_enabled()
+    return tensor.to(getattr(torch, dtype)) if on and tensor.is_floating_point() else tensor
+
+
 def _exchange(number: int) -> Exchange:
     found = _exchanges.get(number)
     if found is None:
@@ -210,12 +238,17 @@ def _dispatch_shape(tokens: Any, ids: Any, exchange: int) -> Any:
     )
 
 
-def _combine(results: Any, ids: Any, weights: Any, exchange: int) -> Any:
+def _combine(results: Any, ids: Any, weights: Any, exchange: int, rows: Any = None) -> Any:
     one = _exchange(exchange)
+    # Before anything is sent, so that the call may be repeated.
+    if weights.shape != ids.shape or weights.dtype != torch.float32:
+        raise InvalidArgumentError(
+            f"combine: weights is {list(weights.shape)} of {weights.dtype}; {list(ids.shape)} of float32 is needed"
+        )
     return one._bring_back(one._main, results, weights)
 
 
-def _combine_shape(results: Any, ids: Any, weights: Any, exchange: int) -> Any:
+def _combine_shape(results: Any, ids: Any, weights: Any, exchange: int, rows: Any = None) -> Any:
     dtype = getattr(torch, _exchange(exchange).config.out_dtype)
     return results.new_empty((ids.shape[0], results.shape[1]), dtype=dtype)
 
@@ -239,7 +272,11 @@ def _combine_backward_shape(grad: Any, results: Any, ids: Any, weights: Any, exc
 _library = torch.library.Library("shunt", "DEF")
 for _schema, _kernel, _shape in (
     ("dispatch(Tensor tokens, Tensor ids, int exchange) -> (Tensor, Tensor, Tensor)", _dispatch, _dispatch_shape),
-    ("combine(Tensor results, Tensor ids, Tensor weights, int exchange) -> Tensor", _combine, _combine_shape),
+    (
+        "combine(Tensor results, Tensor ids, Tensor weights, int exchange, Tensor? rows=None) -> Tensor",
+        _combine,
+        _combine_shape,
+    ),
     (
         "dispatch_backward(Tensor grad, Tensor ids, int exchange) -> Tensor",
         _dispatch_backward,
@@ -258,8 +295,23 @@ for _schema, _kernel, _shape in (
     _library.impl(_name, _shape, "Meta")
 
 
+def _keep_order() -> None:
+    """Every rank calls the same operators in the same order, so a compiler must neither merge, drop nor move them."""
+    try:
+        from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+
+        for name in ("dispatch", "combine", "dispatch_backward", "combine_backward"):
+            _register_effectful_op(getattr(torch.ops.shunt, name).default, _EffectType.ORDERED)
+    except (ImportError, AttributeError):
+        pass  # Before 2.4 there is no such thing.
+
+
+_keep_order()
+
+
 def _save_dispatch(ctx: Any, inputs: Any, output: Any) -> None:
     _, ids, ctx.exchange = inputs
+    ctx.keep = _exchanges.get(ctx.exchange)  # Backward needs it, whoever else lets go
     ctx.save_for_backward(ids)
 
 
@@ -268,18 +320,30 @@ def _after_dispatch(ctx: Any, grad: Any, _starts: Any, _counts: Any) -> Any:
 
 
 def _save_combine(ctx: Any, inputs: Any, output: Any) -> None:
-    results, ids, weights, ctx.exchange = inputs
+    results, ids, weights, ctx.exchange, *_ = inputs
+    ctx.keep = _exchanges.get(ctx.exchange)
     ctx.save_for_backward(results, ids, weights)
 
 
 def _after_combine(ctx: Any, grad: Any) -> Any:
     results, weights = torch.ops.shunt.combine_backward(grad, *ctx.saved_tensors, ctx.exchange)
-    return results, None, weights, None
+    # The rows get none, but dispatch's backward runs then.
+    return results, None, weights, None, None
+
+
+def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
+    pass
+
+
+def _after_backward(ctx: Any, *_: Any) -> Any:
+    raise InvalidStateError("shunt: gradients of gradients are not supported through dispatch and combine")
 
 
 if hasattr(torch.library, "register_autograd"):
     torch.library.register_autograd("shunt::dispatch", _after_dispatch, setup_context=_save_dispatch, lib=_library)
     torch.library.register_autograd("shunt::combine", _after_combine, setup_context=_save_combine, lib=_library)
+    for _name in ("dispatch_backward", "combine_backward"):
+        torch.library.register_autograd(f"shunt::{_name}", _after_backward, lib=_library)
 else:
 
     def _differentiable(name: str, save: Any, after: Any, steady: int) -> Any:
@@ -289,9 +353,12 @@ else:
             @staticmethod
             def forward(ctx: Any, *inputs: Any) -> Any:
                 # This class is what the operator calls for gradients; with the guard it calls the kernel.
+                # A traceback must not hold the guard.
                 guard = torch._C._AutoDispatchBelowAutograd()
-                output = getattr(torch.ops.shunt, name)(*inputs)
-                del guard
+                try:
+                    output = getattr(torch.ops.shunt, name)(*inputs)
+                finally:
+                    del guard
                 save(ctx, inputs, output)
                 if steady > 0:
                     ctx.mark_non_differentiable(*output[steady:])
@@ -303,3 +370,5 @@ else:
 
     _library.impl("dispatch", _differentiable("dispatch", _save_dispatch, _after_dispatch, 1), "Autograd")
     _library.impl("combine", _differentiable("combine", _save_combine, _after_combine, 0), "Autograd")
+    for _name in ("dispatch_backward", "combine_backward"):
+        _library.impl(_name, _differentiable(_name, _save_nothing, _after_backward, 0), "Autograd")

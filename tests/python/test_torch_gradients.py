@@ -20,7 +20,7 @@ EXPERTS, TOP_K, HIDDEN, TOKENS, RANKS = 7, 3, 16, 6, 3
 def config_of(**more):
     fields = {"max_tokens": TOKENS, "num_experts": EXPERTS, "top_k": TOP_K, "hidden": HIDDEN}
     kind = more.pop("dtype", "float32")
-    return shunt.Config(**fields, token_dtype=kind, expert_dtype=kind, out_dtype=kind, **more)
+    return shunt.Config(**(fields | more), token_dtype=kind, expert_dtype=kind, out_dtype=kind)
 
 
 def inputs_of(rank, tokens=TOKENS, spec="uniform+mask:0.2"):
@@ -279,6 +279,139 @@ def test_an_exported_layer_runs_with_other_numbers_of_tokens():
         return True
 
     assert shunt.run_ranks(rank, 2) == [True] * 2
+
+
+def test_a_rank_whose_results_do_not_depend_on_rows():
+    """All tokens go to rank 0; the other has none to work on, and takes part in the backward of dispatch too."""
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of(top_k=1, deadline=20))
+        factor = torch.tensor(3.0, requires_grad=True)
+        for _ in range(2):
+            x = torch.ones(TOKENS, HIDDEN, requires_grad=True)
+            ids = torch.zeros(TOKENS, 1, dtype=torch.int64)
+            rows, _, counts = exchange.dispatch(x, ids)
+            results = torch.zeros_like(rows)
+            count = int(counts[0]) if world.rank == 0 else 0
+            if count > 0:
+                results[:count] = factor * rows[:count]
+            exchange.combine(results, ids, torch.ones(TOKENS, 1, requires_grad=True)).sum().backward()
+            assert torch.equal(x.grad, torch.full_like(x, 3))
+            world.barrier(20)
+
+    shunt.run_ranks(rank, 2)
+
+
+def test_results_without_a_tail_and_arguments_of_any_layout():
+    x, ids, weights = inputs_of(0)
+    factor = torch.linspace(0.5, 2, 2 * HIDDEN)[::2]
+    with shunt.World.single() as world:
+        exchange = Exchange(world, config_of(max_tokens=2 * TOKENS))
+        grads = []
+        for layout in (lambda one: one, lambda one: one.t().contiguous().t()):
+            x.grad = weights.grad = None
+            rows, starts, _ = exchange.dispatch(layout(x), layout(ids))
+            count = int(starts[-1])
+            assert count < len(rows)
+            results = layout(torch.cat([rows[:2], rows[2:count]]) * factor)
+            out = exchange.combine(results, layout(ids), layout(weights))
+            loss_of(layout(out), 0).backward()
+            grads.append((out.detach(), x.grad, weights.grad))
+        for plain, strided in zip(*grads):  # noqa: B905
+            assert torch.equal(plain, strided)
+
+
+def test_autocast_is_followed():
+    x, ids, weights = inputs_of(0)
+    with shunt.World.single() as world:
+        exchange = Exchange(world, config_of())
+        experts = torch.nn.Linear(HIDDEN, HIDDEN)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = exchange.combine(experts(exchange.dispatch(x.bfloat16(), ids).rows), ids, weights.bfloat16())
+        assert out.dtype == torch.float32
+        out.sum().backward()
+        assert x.grad.abs().sum() > 0
+        assert experts.weight.grad.abs().sum() > 0
+
+
+def test_an_error_leaves_autograd_on():
+    x, ids, weights = inputs_of(0, spec="uniform")
+    with shunt.World.single() as world:
+        exchange = Exchange(world, config_of(max_recv_rows=TOP_K))
+        kept = []
+        try:
+            exchange.dispatch(x, ids)
+        except shunt.RowOverflowError as error:
+            kept.append(error)
+            assert (2 * x).requires_grad
+        assert (2 * x).requires_grad
+        rows = exchange.dispatch(x[:1], ids[:1]).rows
+        # What is refused has sent nothing.
+        for wrong in (weights.double()[:1], weights[:1, :1], weights[:2]):
+            with pytest.raises(shunt.InvalidArgumentError, match="combine: weights is"):
+                exchange.combine(rows, ids[:1], wrong)
+        assert exchange.combine(rows, ids[:1], weights[:1]).requires_grad
+        assert len(kept) == 1
+
+
+def test_backward_needs_no_other_hold_on_the_exchange():
+    x, ids, weights = inputs_of(0, spec="uniform")
+    with shunt.World.single() as world:
+        exchange = Exchange(world, config_of())
+        out = exchange.combine(exchange.dispatch(x, ids).rows, ids, torch.ones(TOKENS, TOP_K))
+        del exchange
+        out.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, TOP_K))
+    assert weights.grad is None
+
+
+def test_gradients_of_gradients_are_refused():
+    x, ids, weights = inputs_of(0)
+    with shunt.World.single() as world:
+        exchange = Exchange(world, config_of())
+        out = exchange.combine(exchange.dispatch(x, ids).rows ** 3, ids, weights)
+        (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        with pytest.raises(shunt.InvalidStateError, match="gradients of gradients"):
+            (grad**2).sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiler_keeps_every_call_in_its_place(backend):
+    """Equal dispatches are not merged, unused ones not dropped, and none comes before the combine above it."""
+    if not hasattr(torch, "compile"):
+        pytest.skip(f"PyTorch {torch.__version__} has no torch.compile")
+
+    def rank(world):
+        torch.set_num_threads(1)
+        exchange = Exchange(world, config_of())
+        _, ids, _ = inputs_of(world.rank)
+
+        def twice(x, y, w):
+            first = exchange.combine(exchange.dispatch(x, ids).rows * 2, ids, w)
+            return first, exchange.combine(exchange.dispatch(x, ids).rows * 3, ids, w)
+
+        def unused(x, y, w):
+            exchange.dispatch(x, ids)
+            return x, exchange.combine(torch.zeros(exchange.max_rows, HIDDEN), ids, w)
+
+        def two(x, y, w):
+            first = exchange.combine(torch.tanh(exchange.dispatch(x, ids).rows @ torch.ones(HIDDEN, HIDDEN)), ids, w)
+            second = exchange.combine(torch.tanh(exchange.dispatch(y, ids).rows), ids, w)
+            return second, first
+
+        for function in (twice, unused, two):
+            found = []
+            for one in (function, torch.compile(function, backend=backend, fullgraph=True)):
+                x, _, w = inputs_of(world.rank)
+                y = (2 * x.detach()).requires_grad_(True)
+                outs = one(x, y, w)
+                loss_of(outs[0] + outs[1], world.rank).backward()
+                found.append([*outs, x.grad, w.grad])
+            for eager, compiled in zip(*found, strict=True):
+                torch.testing.assert_close(eager, compiled)
+
+    shunt.run_ranks(rank, 2)
 
 
 def test_what_cannot_have_gradients_is_refused():
