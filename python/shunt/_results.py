@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,12 +106,12 @@ def _table(name: str, file: Any) -> Results:
 def _cell(text: str) -> Any:
     if text in ("", "NA"):
         return None
-    kinds: tuple[Callable[[str], Any], ...] = (int, float)
-    for kind in kinds:
-        try:
-            return kind(text)
-        except ValueError:
-            pass
+    if re.fullmatch(r"-?\d+", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"-?(\d+(\.\d*)?(e[-+]?\d+)?|nan|inf)", text, re.ASCII | re.IGNORECASE):
+        number = float(text)
+        # What is too large for a number is a name, such as a commit's.
+        return number if math.isfinite(number) or text[-1] in "nfNF" else text
     return text
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _core
+from ._arrays import plain
 from ._errors import InvalidStateError, failure_of
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class World:
 
         Both are contiguous, of the same number of bytes, which R divides.
         """
-        self._core.alltoall(send, receive, timeout)
+        self._core.alltoall(plain(send), plain(receive), timeout)
 
     def close(self) -> None:
         """Local. No more calls; waits for no peer. Memory lives on as long as arrays show it."""

@@ -86,6 +86,7 @@ struct Torch {
   PyObject* is_cpu = nullptr;
   PyObject* is_cuda = nullptr;
   PyObject* get_device = nullptr;
+  PyObject* is_neg = nullptr;
 };
 
 [[nodiscard]] const Torch* find_torch() {
@@ -118,9 +119,9 @@ struct Torch {
   add("float8_e5m2", Code::Float8_E5M2, 8);
   add("float8_e8m0fnu", Code::Float8_E8M0FNU, 8);
   const std::initializer_list<std::pair<PyObject**, const char*>> names = {
-      {&made->data_ptr, "data_ptr"},    {&made->shape, "shape"},   {&made->stride, "stride"},
-      {&made->dtype, "dtype"},          {&made->is_cpu, "is_cpu"}, {&made->is_cuda, "is_cuda"},
-      {&made->get_device, "get_device"}};
+      {&made->data_ptr, "data_ptr"},     {&made->shape, "shape"},   {&made->stride, "stride"},
+      {&made->dtype, "dtype"},           {&made->is_cpu, "is_cpu"}, {&made->is_cuda, "is_cuda"},
+      {&made->get_device, "get_device"}, {&made->is_neg, "is_neg"}};
   for (const auto& [where, name] : names) *where = PyUnicode_InternFromString(name);
   found = made.release();
   return found;
@@ -167,7 +168,7 @@ std::int64_t check_matrix(const Given& array, const char* what, int device) {
 }  // namespace
 
 Given::Given(nb::handle array, Use use, const char* what) {
-  if (read_tensor(array)) return;
+  if (read_tensor(array, what)) return;
   if (use == Use::write ? read_any<nb::ndarray<>>(array, what) : read_any<nb::ndarray<nb::ro>>(array, what))
     return;
   const bool readable = use == Use::write && nb::isinstance<nb::ndarray<nb::ro>>(array);
@@ -179,7 +180,7 @@ Given::Given(nb::handle array, Use use, const char* what) {
 }
 
 /// False for what is no tensor, or one that only PyTorch's own DLPack can describe.
-bool Given::read_tensor(nb::handle array) {
+bool Given::read_tensor(nb::handle array, const char* what) {
   const Torch* const torch = find_torch();
   if (torch == nullptr || PyObject_TypeCheck(array.ptr(), torch->tensor) == 0) return false;
   const auto get = [&](PyObject* name) { return checked(PyObject_GetAttr(array.ptr(), name)); };
@@ -188,6 +189,9 @@ bool Given::read_tensor(nb::handle array) {
   const auto known = std::find_if(torch->dtypes.begin(), torch->dtypes.end(),
                                   [&](const auto& one) { return one.first == type.ptr(); });
   const bool on_cpu = get(torch->is_cpu).ptr() == Py_True;
+  // Memory that shows another tensor with its signs turned: PyTorch's own DLPack would not say so.
+  if (call(torch->is_neg).ptr() == Py_True)
+    refuse(fmt::format("{} is a tensor with the negative bit set; resolve_neg() makes a plain one", what));
   if (known == torch->dtypes.end() || (!on_cpu && get(torch->is_cuda).ptr() != Py_True)) return false;
   const nb::object shape = get(torch->shape);
   const nb::object stride = call(torch->stride);

@@ -35,7 +35,7 @@ class Given {
   [[nodiscard]] int device() const noexcept { return device_; }
 
  private:
-  [[nodiscard]] bool read_tensor(nanobind::handle array);
+  [[nodiscard]] bool read_tensor(nanobind::handle array, const char* what);
   template <class Array>
   [[nodiscard]] bool read_any(nanobind::handle array, const char* what);
 

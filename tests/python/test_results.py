@@ -61,6 +61,10 @@ def test_a_table_has_numbers(tmp_path):
     results = shunt.load_results(path)
     assert results.context == {"comment": "us: microseconds"}
     assert results.records == [{"method": "shunt", "tok": 4, "us": 1.5}, {"method": "simd/put", "tok": 8, "us": None}]
+    path.write_text("a\tb\tc\td\te\tf\tg\n12e4567\t1_000\t-3\t2.5e-3\tnan\t007\t1.\n")
+    (cells,) = shunt.load_results(path).records
+    assert (cells["a"], cells["b"], cells["c"], cells["d"]) == ("12e4567", "1_000", -3, 0.0025)
+    assert (cells["e"] != cells["e"], cells["f"], cells["g"]) == (True, 7, 1.0)
     path.write_text("a\tb\n1\n")
     with pytest.raises(shunt.FileError, match=r"a\.tsv:2: has 1 cells; the first line has 2 names"):
         shunt.load_results(path)

@@ -114,6 +114,10 @@ def test_a_tensor_of_another_type_or_elsewhere_is_refused():
         with pytest.raises(shunt.InvalidArgumentError, match="float32 is needed"):
             received = moe.dispatch(torch.zeros(2, 8, dtype=torch.bfloat16), ids)
             moe.combine(received.rows, torch.zeros(2, 1, dtype=torch.float64))
+        lazy = torch.ones(2, 8, dtype=torch.complex64).conj().imag
+        assert lazy.is_neg()
+        with pytest.raises(shunt.InvalidArgumentError, match="tokens is a tensor with the negative bit set"):
+            moe.dispatch(lazy, ids)
         with pytest.raises(shunt.InvalidArgumentError, match="tokens is on a device of DLPack type 2"):
             moe.dispatch(Elsewhere(torch.zeros(2, 8, dtype=torch.bfloat16)), ids)
 

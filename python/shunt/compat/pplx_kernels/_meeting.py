@@ -24,16 +24,21 @@ def transport_of(world_size: int) -> str:
     return here if any(one.name == here and one.available for one in transports()) else "auto"
 
 
-def free_address() -> tuple[str, int]:
-    """Where ranks can meet a listener of this process: its address as others see it, and a free port."""
+def free_address() -> tuple[str, int, str]:
+    """Where ranks can meet a listener of this process: its address as others see it, a free port, and its host."""
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     with socket.socket() as one:
         one.bind(("", 0))
-        return host, one.getsockname()[1]
+        return host, one.getsockname()[1], socket.gethostname()
 
 
-def join(rank: int, world_size: int, address: str, port: int) -> World:
+def join(rank: int, world_size: int, address: str, port: int, host: str) -> World:
     """Joins and makes the world the current one."""
+    if address == "127.0.0.1" and host != socket.gethostname():
+        raise InvalidArgumentError(
+            f"pplx_kernels: rank 0 is on {host} and rank {rank} on {socket.gethostname()}, but MASTER_ADDR is not set "
+            "where rank 0 is; it must say where others reach it"
+        )
     world = World.join(rank, world_size, address, port, transport=transport_of(world_size))
     set_current_world(world)
     return world

@@ -39,10 +39,10 @@ def nvshmem_init(uid: torch.Tensor, rank: int, world_size: int) -> int:
     """Collective. Becomes rank ``rank``; inside ``shunt.run_ranks`` and the like only checks. Returns 0."""
     if not has_current_world():
         try:
-            address, port = json.loads(bytes(uid.tolist()).decode().strip())
+            address, port, host = json.loads(bytes(uid.tolist()).decode().strip())
         except ValueError:
             raise InvalidArgumentError("nvshmem_init: uid is not one of nvshmem_get_unique_id") from None
-        join(rank, world_size, address, port)
+        join(rank, world_size, address, port, host)
     world = current_world()
     if (rank, world_size) != (world.rank, world.size):
         raise InvalidArgumentError(
