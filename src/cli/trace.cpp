@@ -130,7 +130,7 @@ void add_generate(CLI::App& trace, Command& command) {
            "Updates of the gate's bias towards even loads before each choice (default 0; gates)", "N",
            [typed](const std::string& option, const std::string& text) {
              typed->of_gate = true;
-             typed->logits.balance_steps = bench::parse_whole(option, text, 0, 1'000'000);
+             typed->logits.balance_steps = parse_whole(option, text, 0, 1'000'000);
            });
   add_whole(*app, "--seed", "Of everything random (default 17)", typed->seed, 0, INT64_MAX);
   app->callback([&command, typed] { command = [typed] { return generate(*typed); }; });
