@@ -87,7 +87,7 @@ std::string suggestion(const CLI::App& root, const std::vector<std::string>& arg
 
 std::string refusal(const CLI::App& root, const std::vector<std::string>& arguments,
                     const CLI::ParseError& error) {
-  const std::string hint = suggestion(root, arguments);
+  std::string hint = suggestion(root, arguments);
   if (!hint.empty()) return hint;
   const std::string name = command_name(root);
   return fmt::format("{}: {} ({} --help says more)", name, error.what(), name);

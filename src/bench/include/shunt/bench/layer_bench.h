@@ -64,7 +64,7 @@ void check_layer_point(const LayerPoint& point);
 /// compared: with double precision (results and gradients of 16 tokens, 12 elements of the gradients of weights), and with
 /// each other (all of it, in norm).
 /// Errors: as check_layer_point; Errc::unavailable where torch is asked for and not there; Errc::out_of_memory.
-[[nodiscard]] LayerResult measure_layer(const LayerPoint& point);
+[[nodiscard]] LayerResult measure_layer(const LayerPoint& asked);
 
 struct LayerBenchOptions {
   LayerPoint point;
