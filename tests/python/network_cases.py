@@ -88,6 +88,8 @@ def closed_meanwhile(world, mark):
 
     def other():
         try:
+            # A constructor that began first would be a step that rank 1 does not take.
+            time.sleep(2)
             while True:
                 try:
                     shunt.AllToAll(world, dataclasses.replace(CONFIG, num_experts=-1))
