@@ -128,7 +128,7 @@ class LocalExchange final : public RowExchange {
     for (std::size_t e = 0; e < plan_->kept.size(); ++e) {
       const std::int64_t from = starts_[e] + plan_->kept[e];
       const std::int64_t end = e + 1 < plan_->kept.size() ? starts_[e + 1] : total_;
-      std::memset(to + row_bytes(from), 0, at(row_bytes(end - from)));
+      if (end > from) std::memset(to + row_bytes(from), 0, at(row_bytes(end - from)));
     }
   }
 
