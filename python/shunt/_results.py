@@ -115,19 +115,19 @@ def _cell(text: str) -> Any:
     return text
 
 
-def plot_results(results: Results, *, phase: str = "total", axes: Any = None) -> Any:
-    """A small figure of ``shunt bench alltoall``: median microseconds over tokens of a rank, a line for each method.
+def plot_results(results: Results, *, phase: str = "total", axes: Any = None, **wanted: Any) -> Any:
+    """A small figure of ``shunt bench alltoall --jsonl``: median microseconds over tokens of a rank, a line for each method.
 
-    One shape, routing and placement at a time: narrow the records down first,
-    ``plot_results(Results(r.context, r.select(preset="r1", placement="near")))``.
+    One shape, routing and placement at a time, as for ``Results.select``: ``plot_results(results, preset="r1")``.
 
     :param axes: of matplotlib, drawn on; None: new ones.
+    :param wanted: values of the records' keys.
     :returns: the axes.
     :raises UnavailableError: where matplotlib is not installed.
     :raises InvalidArgumentError: where no result is of that phase, or several are of one method and number of tokens.
     """
     points: dict[str, dict[int, float]] = {}
-    for one in results.records:
+    for one in results.select(**wanted):
         if one.get("phase") != phase or one.get("median_us") is None or "tokens_per_rank" not in one:
             continue
         label = " ".join(part for part in (one["method"], one.get("variant")) if part)
@@ -135,11 +135,15 @@ def plot_results(results: Results, *, phase: str = "total", axes: Any = None) ->
         if one["tokens_per_rank"] in line:
             raise InvalidArgumentError(
                 f'plot_results: several results of "{label}" with {one["tokens_per_rank"]} tokens; select one preset, '
-                "routing and placement"
+                f'routing and placement: plot_results(results, preset="{one.get("preset")}", '
+                f'placement="{one.get("placement")}")'
             )
         line[one["tokens_per_rank"]] = one["median_us"]
     if not points:
-        raise InvalidArgumentError(f'plot_results: no result of phase "{phase}" has a time')
+        raise InvalidArgumentError(
+            f'plot_results: no result of phase "{phase}" has a time{" with these values" if wanted else ""}; tables '
+            "(.tsv) have no phases, the .jsonl beside them has"
+        )
     if axes is None:
         try:
             from matplotlib import pyplot
@@ -173,5 +177,9 @@ def predict(*arguments: str | os.PathLike[str]) -> Any:
 
 
 def _answer(*arguments: str | os.PathLike[str]) -> Any:
+    if any(os.fspath(one).startswith("--format") for one in arguments):
+        raise InvalidArgumentError(f"{arguments[0]}: --format is not for Python, which gets the answer as a dict")
+    if len(arguments) == 1 and arguments[0] == "plan":
+        raise InvalidArgumentError('plan: what? As in plan("params", "r1"); "shunt plan --help" lists the parts')
     text = _core.planner([*(os.fspath(one) for one in arguments), "--format", "json"])
     return json.loads(text) if text else None

@@ -106,6 +106,7 @@ class Exchange:
         Under autocast ``tokens`` are cast to the config's type, as results and weights in combine.
         """
         tokens = _under_autocast(tokens, self.config.token_dtype)
+        expert_ids = _as_tensor(expert_ids)
         arrived = Arrived(*torch.ops.shunt.dispatch(tokens, expert_ids, self.number))
         self._rows = arrived.rows
         return arrived
@@ -119,7 +120,8 @@ class Exchange:
         :param expert_ids: those of dispatch.
         """
         results = _under_autocast(results, self.config.expert_dtype)
-        weights = _under_autocast(weights, "float32")
+        weights = _under_autocast(_as_tensor(weights), "float32")
+        expert_ids = _as_tensor(expert_ids)
         out: torch.Tensor = torch.ops.shunt.combine(results, expert_ids, weights, self.number, self._rows)
         self._rows = None
         return out
@@ -207,6 +209,11 @@ def _side_by_side(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dim() != 2 or tensor.stride(1) == 1 or tensor.shape[1] == 1:
         return tensor
     return tensor.contiguous()
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    """Also of the NumPy arrays that shunt.route returns, without a copy."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
 
 
 def _under_autocast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:

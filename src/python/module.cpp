@@ -1,6 +1,8 @@
 // The extension module shunt._core: thin, typed by _core.pyi, dressed by the Python files beside it.
 #include <nanobind/nanobind.h>
 
+#include <cstdlib>
+
 #include "all_to_all.h"
 #include "errors.h"
 #include "launch.h"
@@ -9,6 +11,8 @@
 #include "world.h"
 
 NB_MODULE(_core, module) {
+  // PyTorch's graphs in a script's globals outlive the module, and with them what they hold: no leak of ours.
+  nanobind::set_leak_warnings(std::getenv("SHUNT_PYTHON_LEAKS") != nullptr);
   module.doc() = "Bindings of the C++ library; use the package shunt.";
   shunt::python::translate_errors();
   shunt::python::bind_world(module);

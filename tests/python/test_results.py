@@ -101,6 +101,8 @@ def test_a_figure_has_a_line_for_each_method():
         shunt.plot_results(shunt.Results({}, [record(1, 5.0), record(1, 6.0)]), axes=Axes())
     with pytest.raises(shunt.InvalidArgumentError, match='phase "combine"'):
         shunt.plot_results(shunt.Results({}, records), phase="combine", axes=Axes())
+    with pytest.raises(shunt.InvalidArgumentError, match="with these values; tables"):
+        shunt.plot_results(shunt.Results({}, records), axes=Axes(), preset="nobody's")
 
 
 def test_options_of_the_benchmark():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import shunt
@@ -424,3 +427,21 @@ def test_what_cannot_have_gradients_is_refused():
         del exchange
         with pytest.raises(shunt.InvalidStateError, match=f"no Exchange number {number}"):
             torch.ops.shunt.dispatch(torch.zeros(1, HIDDEN), torch.zeros(1, TOP_K, dtype=torch.int32), number)
+
+
+def test_a_graph_in_a_script_s_globals_ends_quietly():
+    text = """
+import numpy, shunt, torch
+from shunt.torch import Exchange
+config = shunt.Config(max_tokens=2, num_experts=2, top_k=1, hidden=8, token_dtype="float32",
+    expert_dtype="float32", out_dtype="float32")
+exchange = Exchange(shunt.World.single(), config)
+tokens = torch.ones(2, 8, requires_grad=True)
+ids, weights = numpy.zeros((2, 1), numpy.int32), numpy.ones((2, 1), numpy.float32)  # arrays will do
+rows, starts, counts = exchange.dispatch(tokens, ids)
+out = exchange.combine(rows, ids, weights)
+out.sum().backward()
+print(tokens.grad.sum().item(), flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "16.0\n", "")

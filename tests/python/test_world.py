@@ -169,7 +169,10 @@ rows = received.rows
 assert shunt.run_ranks(lambda world: world.rank, 2) == [0, 1]
 print("done", flush=True)
 """
-    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100, check=False)
+    watched = {**os.environ, "SHUNT_PYTHON_LEAKS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=100, check=False, env=watched
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
