@@ -116,7 +116,7 @@ def _cell(text: str) -> Any:
 
 
 def plot_results(results: Results, *, phase: str = "total", axes: Any = None, **wanted: Any) -> Any:
-    """A small figure of ``shunt bench alltoall --jsonl``: median microseconds over tokens of a rank, a line for each method.
+    """A small figure of ``shunt bench alltoall --jsonl``: medians over tokens of a rank, a line for each method.
 
     One shape, routing and placement at a time, as for ``Results.select``: ``plot_results(results, preset="r1")``.
 
