@@ -60,7 +60,7 @@ std::string variable(const std::vector<std::pair<std::string, std::string>>& all
 }
 
 std::string image_of(const Case& one, const System& system) {
-  const std::string url = one.definition.text("docker_image_url");
+  std::string url = one.definition.text("docker_image_url");
   if (url.empty()) return url;
   std::error_code ignored;
   if (system.cache_docker_images_locally && !fs::is_regular_file(url, ignored)) {

@@ -254,7 +254,7 @@ std::string job_state(std::string_view lines) {
   std::istringstream words{std::string(lines)};
   for (std::string word; words >> word;) {
     // "CANCELLED by 0" and "CANCELLED+" are CANCELLED.
-    const std::string state = word.substr(0, word.find('+'));
+    std::string state = word.substr(0, word.find('+'));
     if (state.empty() || std::isupper(static_cast<unsigned char>(state[0])) == 0) continue;
     if (state == "RUNNING") return state;
     std::string& first = is_terminal_state(state) ? ended : other;
