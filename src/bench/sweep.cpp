@@ -122,18 +122,19 @@ double now_seconds() {
 }
 
 /// What both old sweeps wrote, under their names, beside the fields of the benchmark.
-void add_sweep_fields(Record& record, const RoutingPoint& point, std::int32_t k, const std::string& impl) {
+void add_sweep_fields(Record& record, const RoutingPoint& point, const std::string& impl) {
+  const double now = now_seconds();
   record.set("sweep", sweep_name(point.work))
       .set("point", point_key(point, impl))
-      .set("timestamp", now_seconds())
-      .set("ts", now_seconds())
+      .set("timestamp", now)
+      .set("ts", now)
       .set("git_sha", git_revision())
       .set("backend", impl)
       .set("strategy", point.gate)
       .set("tokens", point.tokens)
       .set("experts", std::int64_t{point.num_experts})
       .set("hidden", point.hidden)
-      .set("k", std::int64_t{k})
+      .set("k", std::int64_t{point.top_k})
       .set("requested_k", std::int64_t{point.top_k});
 }
 
@@ -238,7 +239,7 @@ SweepReport run_sweep(const SweepOptions& options, const std::vector<std::string
       for (const std::string& impl : wanted) {
         Record record("result");
         record.set("status", "skipped").set("reason", error.what());
-        add_sweep_fields(record, point, point.top_k, impl);
+        add_sweep_fields(record, point, impl);
         file.append(record);
       }
       say(fmt::format("# skipped: {}\n", error.what()));
@@ -248,7 +249,7 @@ SweepReport run_sweep(const SweepOptions& options, const std::vector<std::string
     for (std::size_t r = 0; r < records.size(); ++r) {
       Record record = records[r];
       if (result.rows[r].impl == "copy") continue;  // its share stands in the others
-      add_sweep_fields(record, point, result.requested_k, result.rows[r].impl);
+      add_sweep_fields(record, point, result.rows[r].impl);
       if (point.work == RoutingWork::capacity) record.set("elapsed_ms", result.rows[r].ms.mean);
       file.append(record);
       ++report.measured;
